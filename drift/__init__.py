@@ -1,0 +1,48 @@
+"""Drift: detectors, their calibration under one false-alarm budget, and the diagnosis of an alarm.
+
+Knows arrays; knows neither Kafka nor torch, and imports no other room. In the order of use:
+
+    Reference   what normal is: the events a version was proven on, and their signature
+    Monitors    the detectors of a DriftConfig on one budget: fit, observe, state, distances
+    diagnose    the signals of an alarm and recent events -> Diagnosis: kind, damage, onset, why
+    Signature   a regime in a few numbers; finds the known regime that came back
+
+Detectors live in ``concept/``, ``covariate/`` and ``label/``, one file each, behind `Detector`.
+"""
+
+from drift.config import DriftConfig
+from drift.diagnosis import Diagnosis, diagnose
+from drift.ensemble import Distance, Monitors, SettingsChanged
+from drift.reference import Reference
+from drift.signal import (
+    UNLABELLED,
+    Detector,
+    DriftError,
+    NotEnoughReference,
+    NotFitted,
+    Observations,
+    ShapeMismatch,
+    Signal,
+    State,
+)
+from drift.signature import Signature
+
+__all__ = [
+    "UNLABELLED",
+    "Detector",
+    "Diagnosis",
+    "Distance",
+    "DriftConfig",
+    "DriftError",
+    "Monitors",
+    "NotEnoughReference",
+    "NotFitted",
+    "Observations",
+    "Reference",
+    "SettingsChanged",
+    "ShapeMismatch",
+    "Signal",
+    "Signature",
+    "State",
+    "diagnose",
+]

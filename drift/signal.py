@@ -1,0 +1,135 @@
+"""The contract between detectors and the rest: observations in, a signal out.
+
+A detector only measures. It sees a batch as plain arrays, answers with one `Signal`, and keeps
+its state in plain arrays, so that a restart goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["covariate", "label", "concept"]
+State = dict[str, NDArray[np.generic]]
+
+UNLABELLED = -1
+
+
+class DriftError(Exception):
+    """Anything this room refuses to do; the message says what to do instead."""
+
+
+class NotFitted(DriftError):  # noqa: N818 - a state, not a mistake of the data
+    """A detector was asked to observe before it was given a reference."""
+
+
+class NotEnoughReference(DriftError):  # noqa: N818
+    """The reference holds too few usable events to say what normal is."""
+
+    def __init__(self, detector: str, needed: int, had: int, what: str) -> None:
+        self.detector, self.needed, self.had = detector, needed, had
+        super().__init__(
+            f"{detector} needs a reference of at least {needed} {what}; this one has {had}. "
+            "Collect more before calling fit, or lower drift.reference_minimum."
+        )
+
+
+class ShapeMismatch(DriftError):  # noqa: N818
+    """A batch does not look like the reference: another encoder made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """``n`` events as detectors see them, in stream order.
+
+    embeddings: float32 [n, d] of the serving model's encoder. probabilities: float32 [n, k] of
+    the serving model. labels: int64 [n], the class index, or `UNLABELLED`; an index >= k is a
+    class that the model does not know. times: float64 [n], seconds since the epoch.
+    """
+
+    embeddings: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    times: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Bool [n]: the events whose label has arrived (any negative label is `UNLABELLED`)."""
+        return self.labels >= 0
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """int64 [n]: the class the model answered; -1 where its probabilities are not finite."""
+        if self.probabilities.shape[1] == 0:
+            return np.full(len(self), -1, dtype=np.int64)
+        answer: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        # A sum is NaN or infinite when a term is: one look at the total spares one at each row.
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = self.probabilities.sum()
+        if not np.isfinite(total):
+            answer[~np.isfinite(self.probabilities).all(axis=1)] = -1
+        return answer
+
+    @property
+    def errors(self) -> NDArray[np.bool_]:
+        """Bool [m]: for the ``m`` labelled events, whether the model was wrong.
+
+        A model that gave no finite probabilities was wrong.
+        """
+        known = self.labelled
+        those = self if known.all() else self.take(known)
+        wrong: NDArray[np.bool_] = those.predicted != those.labels
+        return wrong
+
+    def take(self, index: NDArray[np.generic] | slice) -> Observations:
+        """The events at ``index``, as new observations."""
+        return Observations(
+            self.embeddings[index], self.probabilities[index], self.labels[index], self.times[index]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a detector says of a batch: a score, the threshold it must cross, and why.
+
+    ``score`` is the highest of the batch, or where the detector stands if the batch held nothing
+    for it; it shares ``threshold``'s unit, the detector's own. ``alarmed`` is
+    ``score >= threshold`` at some event of the batch. ``evidence`` holds JSON-able values only;
+    every detector gives ``seen`` (events since `fit`, before this batch) and ``at`` (positions in
+    this batch of the events that raised an alarm), so ``seen + at`` does not depend on how the
+    stream was cut.
+    """
+
+    detector: str
+    kind: Kind
+    score: float
+    threshold: float
+    alarmed: bool
+    evidence: Mapping[str, object] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Measures one kind of drift: `fit` on a drift-free reference, then `observe` by batches."""
+
+    name: str
+    kind: Kind
+
+    def fit(self, reference: Observations) -> None:
+        """Learn what normal is, calibrate the threshold, and forget everything observed before."""
+
+    def observe(self, batch: Observations) -> Signal:
+        """Take in the batch, in order, and answer. Never changes the arrays it was given."""
+
+    def state(self) -> State:
+        """Everything that `restore` needs, as plain arrays."""
+
+    def restore(self, state: State) -> None:
+        """Go on exactly where `state` was taken."""
