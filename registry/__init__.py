@@ -1,0 +1,51 @@
+"""registry: versions, the aliases that say which one serves, and the journal. Knows files only.
+
+open_registry   a folder (or later an object store) -> Registry
+Registry        publish, version, path (digests checked), promote, rollback, pin, pause, requests
+State           champion, challenger, previous, controls: one document under compare-and-swap
+Manifest        lineage, labels, input schema, metrics, digest of every file of a version
+Journal         append-only rows: every move, who, when, why, from, to
+
+Imports no other room; several processes may use one registry at once.
+"""
+
+from .config import RegistryConfig
+from .errors import (
+    Conflict,
+    Corrupt,
+    DigestMismatch,
+    Invalid,
+    NotFound,
+    PinnedError,
+    RegistryError,
+    StorageError,
+    Withdrawn,
+)
+from .journal import Journal, Row
+from .manifest import FileEntry, Manifest, ManifestDraft
+from .registry import Control, Move, Registry, Request, State, Version, open_registry
+
+__all__ = [
+    "Conflict",
+    "Control",
+    "Corrupt",
+    "DigestMismatch",
+    "FileEntry",
+    "Invalid",
+    "Journal",
+    "Manifest",
+    "ManifestDraft",
+    "Move",
+    "NotFound",
+    "PinnedError",
+    "Registry",
+    "RegistryConfig",
+    "RegistryError",
+    "Request",
+    "Row",
+    "State",
+    "StorageError",
+    "Version",
+    "Withdrawn",
+    "open_registry",
+]

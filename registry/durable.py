@@ -1,0 +1,90 @@
+"""Writing files so that they survive: whole or not at all, and on the disk when the call returns.
+
+Everything that the local store writes goes through here. Each function syncs the file and
+the folder that names it, because a rename is only durable once its folder is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_CHUNK = 1 << 20
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder and its parents; nothing happens if it is there."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte, for `os.write` may stop early."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file that nobody reads yet. Its folder is the caller's to sync."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` in the place of ``path`` in one step: a reader sees the old or the new file.
+
+    The new bytes wait in ``<path>.new``. Callers hold a lock, so one name is enough, and a
+    killed writer leaves at most that file, which the next write removes.
+    """
+    make_folder(path.parent)
+    waiting = path.with_name(path.name + ".new")
+    try:
+        write_file(waiting, data)
+    except BaseException:
+        with suppress(OSError):
+            waiting.unlink()  # on a full disk these bytes are what others need
+        raise
+    os.replace(waiting, path)
+    sync_folder(path.parent)
+
+
+def copy_file(source: Path, target: Path, mode: int) -> tuple[str, int]:
+    """Copy, and return the SHA-256 (hex) and size of exactly the bytes that were written."""
+    digest, size = hashlib.sha256(), 0
+    out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with source.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                write_all(out, chunk)
+                digest.update(chunk)
+                size += len(chunk)
+        os.fsync(out)
+    finally:
+        os.close(out)
+    return digest.hexdigest(), size
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hex. A symbolic link is refused with `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
