@@ -1,0 +1,175 @@
+"""Every default of the deploy room, once, with its reason.
+
+`ServerConfig` is for what serves, `ExportConfig` for what makes the ONNX files.
+The daemon's configuration file embeds both; nothing else in this room holds a default.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def usable_cpus() -> int:
+    """How many cores this process may use: its affinity mask, not the machine's total."""
+    return len(os.sched_getaffinity(0))
+
+
+class BatchConfig(BaseModel):
+    """How many items, and of which lengths, share one run of the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_items: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Most items in one run. Beyond 32 a CPU gains nothing, and every request in "
+        "the batch waits longer.",
+    )
+    padding: float = Field(
+        default=1.1,
+        ge=1.0,
+        description="Most work a batch may do relative to its real tokens. Batching gains about "
+        "a quarter on a CPU, so padding must cost clearly less than that.",
+    )
+
+
+class ServerConfig(BaseModel):
+    """How the inference server listens, batches, limits and swaps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to bind. Loopback, so that nothing is open to a network before "
+        "someone asks for it; a container sets 0.0.0.0.",
+    )
+    port: int = Field(
+        default=8080,
+        ge=0,
+        le=65535,
+        description="Port to bind; 0 lets the system choose. 8080 is what inference clients of "
+        "the V2 protocol try first.",
+    )
+    name: str = Field(
+        default="driftd",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="The model's name in URLs and metrics. A registry holds one model, so one "
+        "fixed name is enough until several servers share a dashboard.",
+    )
+    workers: int = Field(
+        default_factory=usable_cpus,
+        ge=1,
+        description="Threads that run the model, each on one core: two one-thread workers answer "
+        "a third more requests than one session with two threads.",
+    )
+    batch: BatchConfig = Field(default_factory=BatchConfig, description="How items share a run.")
+    queue_limit: int = Field(
+        default=1024,
+        ge=1,
+        description="Most items that wait. At 500 items a second this is two seconds of work: "
+        "beyond that, saying so at once (429) serves a client better than a late answer.",
+    )
+    max_items: int = Field(
+        default=256,
+        ge=1,
+        description="Most items in one request: keeps one client from holding the queue.",
+    )
+    max_body_bytes: int = Field(
+        default=4 * 1024 * 1024,
+        ge=1024,
+        description="Longest request body. 256 items of 16 kB each; more is a mistake.",
+    )
+    body_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Longest a body may take to arrive, so that slow clients cannot pile up.",
+    )
+    deadline_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Work that waited longer than this is dropped unstarted (504): by then "
+        "clients have given up, and working for them would delay the others.",
+    )
+    poll_seconds: float = Field(
+        default=0.5,
+        gt=0,
+        description="Time between two looks at the registry's generation (one stat of a file). "
+        "Bounds how long a promotion or rollback takes to be noticed.",
+    )
+    retry_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="First pause before a version that failed to load is tried again; it doubles "
+        "with every failure. A move in the registry is tried at once.",
+    )
+    retry_seconds_max: float = Field(
+        default=60.0,
+        gt=0,
+        description="Longest pause between two tries: a repaired disk is noticed in a minute.",
+    )
+    keep_previous: bool = Field(
+        default=True,
+        description="Keep the previous version warm, so that a rollback needs no load. Costs one "
+        "model's memory.",
+    )
+    notice_seconds: float = Field(
+        default=2.0,
+        ge=0,
+        description="On SIGTERM: how long to go on serving while readiness already says no, so "
+        "that load balancers stop sending before the socket closes. SIGINT skips it.",
+    )
+    drain_seconds: float = Field(
+        default=20.0,
+        ge=0,
+        description="On SIGTERM: longest wait for requests in flight after the socket closed. "
+        "With the notice it stays below Kubernetes' 30 seconds of grace.",
+    )
+    keepalive_seconds: int = Field(
+        default=75,
+        ge=1,
+        description="Idle connections stay open this long: longer than the usual 60 seconds of "
+        "load balancers, so that they, not the server, close first.",
+    )
+    backlog: int = Field(
+        default=2048,
+        ge=1,
+        description="Connections the kernel holds while the server is busy; bursts of clients "
+        "should wait a moment rather than be refused.",
+    )
+
+    @model_validator(mode="after")
+    def _one_request_fits_the_queue(self) -> Self:
+        if self.max_items > self.queue_limit:
+            raise ValueError(
+                f"max_items ({self.max_items}) is larger than queue_limit ({self.queue_limit}): "
+                "such a request could never be accepted; raise queue_limit or lower max_items"
+            )
+        return self
+
+
+class ExportConfig(BaseModel):
+    """How a torch module becomes FP32 and INT8 ONNX."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    opset: int = Field(
+        default=17,
+        ge=17,
+        le=20,
+        description="ONNX operator set: 17 is the first with LayerNormalization as one node, and "
+        "every onnxruntime since 1.12 runs it.",
+    )
+    per_channel: bool = Field(
+        default=True,
+        description="One INT8 scale per output column. One per tensor costs 0.3 points more.",
+    )
+    tolerance: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Largest difference in logits and embeddings between the module and its FP32 "
+        "graph, relative to the largest value; float32 rounding stays a hundred times below it.",
+    )

@@ -1,0 +1,278 @@
+"""A torch module to FP32 ONNX, and that to INT8. The only module here that needs torch.
+
+The exporter writes the encoder; the head is appended by hand, so that it is always one FP32
+MatMul and Add, under the same names, and can be fed or replaced. Every parameter keeps its name
+in the graph, so that later weights are patched in and not exported again.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from deploy.config import ExportConfig
+from deploy.errors import ExportError
+from deploy.graph import Marks, initializers
+from deploy.preprocess import Feeds
+from deploy.session import HEAD_BIAS, HEAD_WEIGHT, Prediction, run_graph
+
+Arrays = dict[str, NDArray[np.float32]]
+
+# The feeds whose second axis is a length, not a width.
+_SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
+_HEAD_NODES = ("head/MatMul", "head/Add", "head/Softmax")
+
+
+def export_onnx(
+    module: torch.nn.Module, feeds: Feeds, out: Path, config: ExportConfig | None = None
+) -> None:
+    """Write the FP32 graph of ``module`` to ``out``.
+
+    module: takes the feeds by name and returns (embedding [n, d], logits [n, k], probabilities
+    [n, k]); its head is ``head.weight`` [d, k] and ``head.bias`` [k]. It is left as it was.
+    feeds: an example of the graph's inputs; the first axis, and the second of token tensors,
+    will be free.
+
+    Raises `ExportError` if the graph does not compute what the module computes.
+    """
+    config = config or ExportConfig()
+    feeds = _at_least_two(feeds)
+    state = _state(module)
+    if HEAD_WEIGHT not in state or HEAD_BIAS not in state:
+        raise ExportError(f"the module has no parameters {HEAD_WEIGHT} [d, k] and {HEAD_BIAS} [k]")
+    template = _template(module)
+    model = _trace(template, feeds, config.opset)
+    _split_gemms(model)
+    marks = _name_parameters(model, _state(template), state)
+    _append_head(model, state[HEAD_WEIGHT], state[HEAD_BIAS])
+    marks.write(model)
+    onnx.save(model, str(out))
+    _verify(module, out, feeds, marks, config.tolerance)
+
+
+def quantize_int8(fp32: Path, out: Path, config: ExportConfig | None = None) -> None:
+    """Write the INT8 form of a graph made by `export_onnx`.
+
+    Weights are signed and symmetric, one scale a column; activations are quantised as they
+    come (dynamic). Embedding tables are INT8 too; the head stays FP32 and overridable.
+    """
+    config = config or ExportConfig()
+    quiet = logging.getLogger()
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it advises a pre-processing that gains nothing here
+    try:
+        quantize_dynamic(
+            str(fp32),
+            str(out),
+            op_types_to_quantize=["MatMul", "Gather"],
+            per_channel=config.per_channel,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(_HEAD_NODES),
+            # The exporter leaves some tensors without a type; all of them are float.
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},
+        )
+    finally:
+        quiet.setLevel(level)
+
+
+class _Encoder(torch.nn.Module):
+    """The module's embedding alone, with positional arguments as the exporter wants them."""
+
+    def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = names
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        embedding: torch.Tensor = self.module(**dict(zip(self.names, tensors, strict=True)))[0]
+        return embedding
+
+
+def _state(module: torch.nn.Module) -> Arrays:
+    return {
+        name: tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def _template(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose every parameter is noise of its own, so that it is found again by its values.
+
+    With the true values the exporter merges parameters that happen to be equal and drops zeros;
+    such a parameter could not be patched later.
+    """
+    template = copy.deepcopy(module).to("cpu", torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in template.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.01, 0.02, generator=generator)
+    for part in template.modules():
+        # The plainest attention makes the graph that the runtime fuses best.
+        choose = getattr(part, "set_attn_implementation", None)
+        if choose is not None:
+            choose("eager")
+    return template
+
+
+def _trace(template: torch.nn.Module, feeds: Feeds, opset: int) -> ModelProto:
+    axes: dict[str, dict[int, str]] = {"embedding": {0: "n"}}
+    for name in feeds:
+        axes[name] = {0: "n", 1: "t"} if name in _SEQUENCES else {0: "n"}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        written = Path(folder, "encoder.onnx")
+        # Deprecated in favour of the dynamo exporter, which takes eight times as long.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Encoder(template, list(feeds)),
+            tuple(torch.from_numpy(array) for array in feeds.values()),
+            written,
+            input_names=list(feeds),
+            output_names=["embedding"],
+            opset_version=opset,
+            dynamic_axes=axes,
+            dynamo=False,
+        )
+        return onnx.load(str(written))
+
+
+def _split_gemms(model: ModelProto) -> None:
+    """Gemm with a constant matrix becomes MatMul and Add: the form that is quantised."""
+    constants = initializers(model)
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = options.get("alpha", 1.0) == options.get("beta", 1.0) == 1.0
+        if node.op_type != "Gemm" or not plain or options.get("transA", 0):
+            nodes.append(node)
+            continue
+        matrix = constants.get(node.input[1])
+        if matrix is None:
+            nodes.append(node)
+            continue
+        if options.get("transB", 0):
+            array = numpy_helper.to_array(matrix).T
+            matrix.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), matrix.name))
+        left, right, *bias = node.input
+        product = f"{node.output[0]}_product" if bias else node.output[0]
+        nodes.append(helper.make_node("MatMul", [left, right], [product], f"{node.name}/MatMul"))
+        if bias:
+            nodes.append(
+                helper.make_node("Add", [product, *bias], list(node.output), f"{node.name}/Add")
+            )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _name_parameters(model: ModelProto, noise: Arrays, state: Arrays) -> Marks:
+    """Give every initialiser that is a parameter its name and its true values."""
+    # A matrix and its transpose share their first and last element.
+    known = {(array.flat[0], array.flat[-1]): name for name, array in noise.items() if array.size}
+    renamed: dict[str, str] = {}
+    transposed: set[str] = set()
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype != np.float32 or not array.size:
+            continue
+        name = known.get((array.flat[0], array.flat[-1]))
+        if name is None or name in renamed.values():
+            continue
+        if np.array_equal(array, noise[name]):
+            true = state[name]
+        elif np.array_equal(array, noise[name].T):
+            true = state[name].T
+            transposed.add(name)
+        else:
+            continue
+        renamed[tensor.name] = name
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(true), name))
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    unused = set(state) - set(renamed.values()) - {HEAD_WEIGHT, HEAD_BIAS}
+    return Marks(frozenset(transposed), frozenset(unused))
+
+
+def _append_head(model: ModelProto, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    graph = model.graph
+    width = weight.shape[0]
+    matmul, add, softmax = _HEAD_NODES
+    graph.node.extend(
+        [
+            helper.make_node("MatMul", ["embedding", HEAD_WEIGHT], ["projection"], matmul),
+            helper.make_node("Add", ["projection", HEAD_BIAS], ["logits"], add),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], softmax, axis=-1),
+        ]
+    )
+    graph.initializer.extend(
+        [numpy_helper.from_array(weight, HEAD_WEIGHT), numpy_helper.from_array(bias, HEAD_BIAS)]
+    )
+    # Inputs with a default: a caller may feed another head, with any number of classes k.
+    for name, shape in ((HEAD_WEIGHT, [width, "k"]), (HEAD_BIAS, ["k"])):
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    del graph.output[:]
+    for name, last in (("embedding", width), ("logits", "k"), ("probabilities", "k")):
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", last]))
+
+
+def _verify(
+    module: torch.nn.Module, graph: Path, feeds: Feeds, marks: Marks, tolerance: float
+) -> None:
+    """Compare graph and module on the example and on another shape of it."""
+    more = {
+        name: np.concatenate([array, array[:1]])[:, : array.shape[1] - (name in _SEQUENCES)]
+        for name, array in feeds.items()
+    }
+    for example in (feeds, more):
+        expected, answer = _run_module(module, example), run_graph(graph, example)
+        for name in ("embeddings", "logits", "probabilities"):
+            ours, theirs = getattr(answer, name), getattr(expected, name)
+            worst = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else np.inf
+            if not worst <= tolerance * max(1.0, float(np.abs(theirs).max())):
+                raise ExportError(
+                    f"{name} of the graph differ from the module's by up to {worst:.3g}. The "
+                    "head must be embedding @ head.weight + head.bias, then softmax, and the "
+                    "encoder must not depend on values while it is traced"
+                    + (f"; not found in the graph: {sorted(marks.unused)}" if marks.unused else "")
+                )
+
+
+def _run_module(module: torch.nn.Module, feeds: Mapping[str, NDArray[Any]]) -> Prediction:
+    device = next(module.parameters()).device
+    training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            embedding, logits, probabilities = module(
+                **{name: torch.from_numpy(array).to(device) for name, array in feeds.items()}
+            )
+    finally:
+        module.train(training)
+    return Prediction(*(t.float().cpu().numpy() for t in (probabilities, logits, embedding)))
+
+
+def _at_least_two(feeds: Feeds) -> Feeds:
+    """Axes of length one are traced as constants; make the free ones longer."""
+    longer = {}
+    for name, array in feeds.items():
+        if array.ndim != 2 or not array.size:
+            raise ExportError(f"the example of {name!r} must be [n, width], not {array.shape}")
+        if len(array) < 2:
+            array = np.repeat(array, 2, axis=0)
+        if name in _SEQUENCES and array.shape[1] < 3:
+            array = np.repeat(array, 3, axis=1)
+        longer[name] = np.ascontiguousarray(array)
+    return longer

@@ -1,0 +1,73 @@
+"""What INT8 costs and gains: size, speed and accuracy beside the FP32 original.
+
+The trainer puts the numbers into a version's manifest. Times are wall times of one thread on the
+machine at hand: the ratio of two of them says more than either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.preprocess import Inputs
+from deploy.session import Session
+
+# Enough single runs for a median that a busy neighbour does not move.
+_SINGLES = 40
+
+Predict = Callable[[Inputs], NDArray[np.floating]]  # inputs [n] -> probabilities [n, k]
+
+
+def measure(
+    session: Session, fp32: Path | Predict | None, inputs: Inputs, labels: NDArray[np.int64]
+) -> dict[str, float]:
+    """Measure an INT8 session on ``n`` labelled inputs, and its FP32 original beside it.
+
+    fp32: the FP32 graph (run with the session's own head), anything that answers probabilities,
+    or None. labels: int64 [n], indices into ``session.labels``.
+
+    Returns ``size_bytes``, ``accuracy`` (0 to 1), ``latency_ms`` (median for one item),
+    ``items_per_second`` (all inputs, batched by length); with fp32 the same prefixed ``fp32_``,
+    ``size_ratio`` and ``agreement`` (share of equal answers). Sizes only for an FP32 file.
+    """
+    if len(inputs) == 0:
+        raise ValueError("nothing to measure on: give at least one labelled input")
+    answers, figures = _run(lambda some: session.predict(some).probabilities, inputs, labels)
+    result = {"size_bytes": float(session.size_bytes), **figures}
+    if fp32 is None:
+        return result
+    if isinstance(fp32, Path):
+        original = session.on(fp32)
+        result["fp32_size_bytes"] = float(original.size_bytes)
+        result["size_ratio"] = session.size_bytes / original.size_bytes
+        other, figures = _run(
+            lambda some: original.predict(some, session.head).probabilities, inputs, labels
+        )
+    else:
+        other, figures = _run(fp32, inputs, labels)
+    result |= {f"fp32_{name}": value for name, value in figures.items()}
+    result["agreement"] = float((answers == other).mean())
+    return result
+
+
+def _run(
+    predict: Predict, inputs: Inputs, labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], dict[str, float]]:
+    predict(inputs[:1])
+    start = time.perf_counter()
+    answers = predict(inputs).argmax(axis=1)
+    seconds = time.perf_counter() - start
+    singles = []
+    for i in np.resize(np.arange(len(inputs)), _SINGLES):
+        begin = time.perf_counter()
+        predict(inputs[i : i + 1])
+        singles.append(time.perf_counter() - begin)
+    return answers, {
+        "accuracy": float((answers == labels).mean()),
+        "latency_ms": float(np.median(singles)) * 1e3,
+        "items_per_second": len(inputs) / max(seconds, 1e-9),
+    }

@@ -1,0 +1,161 @@
+"""The inference server as a process: bind, serve, follow the registry, go in order.
+
+`serve` is the blocking entry of ``driftd serve``. It needs neither torch nor onnx. On SIGTERM
+readiness turns false first, then the socket closes, then requests in flight end, then it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import uvicorn
+
+from deploy.api import create_app
+from deploy.config import ServerConfig
+from deploy.engine import Engine
+from deploy.errors import BindError
+from deploy.metrics import Metrics
+from deploy.versions import Source, Versions
+from deploy.watcher import Watcher
+
+log = logging.getLogger("driftd.server")
+
+
+def serve(config: ServerConfig, source: Source) -> None:
+    """Serve a registry's champion until SIGTERM or SIGINT, then drain and return.
+
+    source: a registry, or where it is or will be; the server starts and waits without one.
+    Raises `BindError` if the address cannot be bound.
+    """
+    InferenceServer(config, source).run()
+
+
+class InferenceServer:
+    """A server whose socket is bound on construction, so that its port is known at once."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        source: Source,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.config = config
+        self.metrics = metrics or Metrics(config.name)
+        self.engine = Engine(config, self.metrics)
+        self.watcher = Watcher(Versions(source), self.engine, config)
+        self._socket = bind(config.host, config.port, config.backlog)
+        app = create_app(self.engine, config, self.metrics, _release())
+        self._http = _Http(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=config.keepalive_seconds,
+                timeout_graceful_shutdown=int(config.drain_seconds) or 1,
+                backlog=config.backlog,
+            )
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Serve until told to stop: by a signal (on the main thread), or by `stop`."""
+        # Its own threads would fight the workers for the cores.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        asyncio.run(self._run())
+
+    def stop(self) -> None:
+        """End as SIGINT does, from any thread."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._end)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.engine.start()
+        self.watcher.start()
+        if threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGTERM, self._notice)
+            self._loop.add_signal_handler(signal.SIGINT, self._end)
+        log.info("listening on %s", self.url)
+        try:
+            await self._http.serve(sockets=[self._socket])
+        finally:
+            self.watcher.stop()
+            self.engine.stop()
+            self._socket.close()
+        log.info("stopped")
+
+    def _notice(self) -> None:
+        """Not ready from now on; end after the notice, or at once if asked again."""
+        if self.engine.closing:
+            self._end()
+            return
+        log.info("stopping: not ready, serving on for %g seconds", self.config.notice_seconds)
+        self.engine.close()
+        asyncio.get_running_loop().call_later(self.config.notice_seconds, self._end)
+
+    def _end(self) -> None:
+        self.engine.close()
+        # Asked twice, it no longer waits for requests in flight.
+        self._http.force_exit = self._http.should_exit
+        self._http.should_exit = True
+
+
+def bind(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening socket. Raises `BindError`, saying why and what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise BindError(f"cannot listen on host {host!r}: {error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            advice = "stop the process that uses it, or choose another port"
+        elif error.errno == errno.EACCES:
+            advice = "ports below 1024 need privileges: choose another"
+        else:
+            advice = "choose an address of this machine"
+        raise BindError(f"cannot listen on {host}:{port}: {error.strerror}; {advice}") from error
+    return listener
+
+
+class _Http(uvicorn.Server):
+    """Uvicorn without signal handlers of its own: it would close before readiness is false."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _release() -> str:
+    try:
+        return version("driftd")
+    except PackageNotFoundError:
+        return "unknown"

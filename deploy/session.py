@@ -1,0 +1,239 @@
+"""One version's INT8 graph, ready to answer: predictions and embeddings in one pass.
+
+The same `Session` serves requests, scores the stream in the daemon and is judged by the gate.
+A session runs on one thread; several threads may call it at once and share its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from deploy.config import BatchConfig
+from deploy.errors import LoadError
+from deploy.preprocess import Encoded, Feeds, Inputs, Preprocessor, load_preprocessor
+
+MODEL_FILE = "model.int8.onnx"
+DESCRIPTION_FILE = "model.json"
+HEAD_FILE = "head.safetensors"
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+OUTPUTS = ("probabilities", "logits", "embedding")
+
+# Of the largest logit: rounding stays far below it, a forgotten patch far above.
+_HEAD_TOLERANCE = 1e-3
+
+
+class Head(NamedTuple):
+    """The last layer. weight: float32 [d, k]. bias: float32 [k]. logits = embeddings @ w + b."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of ``n`` items.
+
+    probabilities, logits: float32 [n, k]. embeddings: float32 [n, d].
+    """
+
+    probabilities: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def take(self, index: Sequence[int] | NDArray[np.int64] | slice) -> Prediction:
+        """The items at these positions."""
+        return Prediction(self.probabilities[index], self.logits[index], self.embeddings[index])
+
+    @classmethod
+    def join(cls, parts: Sequence[Prediction]) -> Prediction:
+        """All items of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate([part.embeddings for part in parts]),
+        )
+
+
+class Session:
+    """A graph with its preprocessor, labels and head. `open` makes one from a version's folder."""
+
+    def __init__(
+        self,
+        model: Path,
+        preprocessor: Preprocessor,
+        labels: Sequence[str],
+        head: Head,
+        *,
+        threads: int = 1,
+        batch: BatchConfig | None = None,
+    ) -> None:
+        self.preprocessor = preprocessor
+        self.labels = tuple(labels)
+        self.head = head
+        self.size_bytes = model.stat().st_size
+        self._batch = batch or BatchConfig()
+        self._runtime = _runtime(model, threads)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        threads: int = 1,
+        *,
+        preprocessor: Preprocessor | None = None,
+        batch: BatchConfig | None = None,
+    ) -> Self:
+        """Open a version's folder. Digests are the registry's business, not checked here.
+
+        ``preprocessor``: one already loaded from the same files, to save the time.
+        Raises `LoadError` if a file is absent or malformed, or if the parts do not fit.
+        """
+        model = folder / MODEL_FILE
+        try:
+            description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
+            labels = [str(label) for label in description["labels"]]
+            head = _read_head(folder)
+            preprocessor = preprocessor or load_preprocessor(folder)
+            model.stat()
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise LoadError("bad_files", f"cannot read version {folder}: {error!r}") from error
+        if head.weight.shape[1] != len(labels):
+            raise LoadError(
+                "mismatch",
+                f"{folder}: the head has {head.weight.shape[1]} classes, the model "
+                f"{len(labels)} labels",
+            )
+        return cls(model, preprocessor, labels, head, threads=threads, batch=batch)
+
+    def on(self, model: Path) -> Session:
+        """Another graph of the same version (its FP32 original), with all else alike."""
+        return Session(model, self.preprocessor, self.labels, self.head, batch=self._batch)
+
+    def predict(self, inputs: Inputs, head: Head | None = None) -> Prediction:
+        """Predict ``n`` inputs, in their order; batched by length to save padding.
+
+        ``head``: used instead of the graph's own, with any number of classes.
+        Raises `InputError` naming the first item that is no valid input.
+        """
+        return self.run_all(self.preprocessor.encode(inputs), head)
+
+    def run_all(self, encoded: Encoded, head: Head | None = None) -> Prediction:
+        """As `predict`, from encoded items."""
+        if len(encoded) == 0:
+            return self._nothing(head)
+        groups = list(batches(encoded.lengths, self._batch))
+        done = Prediction.join([self.run(encoded.take(group), head) for group in groups])
+        return done.take(np.argsort(np.concatenate(groups)))
+
+    def run(self, encoded: Encoded, head: Head | None = None) -> Prediction:
+        """One pass over all items as one batch."""
+        return self.run_feeds(encoded.feeds(), head)
+
+    def run_feeds(self, feeds: Feeds, head: Head | None = None) -> Prediction:
+        """One pass over the graph's own inputs."""
+        if head is not None:
+            feeds = feeds | {HEAD_WEIGHT: head.weight, HEAD_BIAS: head.bias}
+        return Prediction(*self._runtime.run(OUTPUTS, feeds))
+
+    def warm(self) -> None:
+        """Run small and full batches, and check that what comes out can be served.
+
+        Raises `LoadError` if the graph does not run, answers nonsense, or holds another head
+        than the version's folder states.
+        """
+        for n in (1, self._batch.max_items):
+            sample = self.preprocessor.sample(n)
+            try:
+                answer = self.run(sample)
+            except Exception as error:  # whatever the runtime raises, it cannot serve
+                raise LoadError("bad_graph", f"the graph does not run: {error}") from error
+            if answer.probabilities.shape != (n, len(self.labels)):
+                raise LoadError(
+                    "mismatch",
+                    f"the graph answers {answer.probabilities.shape[1:]} classes for "
+                    f"{len(self.labels)} labels",
+                )
+            if not np.isfinite(answer.probabilities).all():
+                raise LoadError("bad_graph", "the graph answers probabilities that are no numbers")
+            stated = answer.embeddings @ self.head.weight + self.head.bias
+            scale = max(1.0, float(np.abs(stated).max()))
+            if np.abs(stated - answer.logits).max() > _HEAD_TOLERANCE * scale:
+                raise LoadError(
+                    "mismatch",
+                    f"the head in {MODEL_FILE} is not the one in {HEAD_FILE}: patch the graph "
+                    "with the version's head",
+                )
+
+    def _nothing(self, head: Head | None) -> Prediction:
+        one = self.run(self.preprocessor.sample(1), head)
+        return one.take(slice(0, 0))
+
+
+def batches(lengths: NDArray[np.int64], limits: BatchConfig) -> Iterator[NDArray[np.int64]]:
+    """Split items into batches of similar length.
+
+    lengths: int64 [n]. Yields positions, each once; a batch has at most ``max_items`` items, and
+    its longest item times its size is at most ``padding`` times the sum of its lengths.
+
+    >>> limits = BatchConfig(max_items=2, padding=1.1)
+    >>> [batch.tolist() for batch in batches(np.array([9, 2, 2, 9, 2]), limits)]
+    [[1, 2], [4], [0, 3]]
+    """
+    order = np.argsort(lengths, kind="stable")
+    start, total = 0, 0
+    for end, length in enumerate(lengths[order].tolist()):
+        size = end - start + 1
+        if size > 1 and (
+            size > limits.max_items or length * size > limits.padding * (total + length)
+        ):
+            yield order[start:end]
+            start, total = end, 0
+        total += length
+    if start < len(order):
+        yield order[start:]
+
+
+def run_graph(model: Path, feeds: Feeds) -> Prediction:
+    """Open a graph and run it once."""
+    return Prediction(*_runtime(model, 1).run(OUTPUTS, feeds))
+
+
+def _runtime(model: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+            # On dynamic INT8 this fusion stands in the way of better ones: 12 to 25 % slower.
+            disabled_optimizers=["SkipLayerNormFusion"],
+        )
+    except Exception as error:  # the runtime raises its own, undocumented types
+        raise LoadError("bad_graph", f"{model} cannot be opened: {error}") from error
+
+
+def _read_head(folder: Path) -> Head:
+    tensors = load_file(folder / HEAD_FILE)
+    weight, bias = tensors["weight"], tensors["bias"]
+    if weight.ndim != 2 or bias.shape != weight.shape[1:]:
+        raise ValueError(f"head of shapes {weight.shape} and {bias.shape}")
+    return Head(weight.astype(np.float32), bias.astype(np.float32))

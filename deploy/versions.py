@@ -1,0 +1,82 @@
+"""The registry as the server sees it: a token that moves, two aliases, verified folders.
+
+The only module of this room that knows the registry. Whatever goes wrong there arrives as a
+`LoadError` whose ``cause`` is a word for the metrics; the server goes on with what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import registry
+from deploy.errors import LoadError
+
+# An open registry, or the place where one is or will be.
+Source: TypeAlias = registry.Registry | str | Path
+
+
+class Aliases(NamedTuple):
+    """The names of the version that serves and of the one before it, if any."""
+
+    champion: str | None
+    previous: str | None
+
+
+class Versions:
+    """Reads one registry, which may not exist yet."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._registry = source if isinstance(source, registry.Registry) else None
+
+    def __str__(self) -> str:
+        return str(self._source)
+
+    def token(self) -> object:
+        """Something cheap that differs whenever the aliases may have moved; None if no registry.
+
+        Raises `LoadError` if the registry cannot be read.
+        """
+        with _explained():
+            opened = self._open()
+            return None if opened is None else opened.generation()
+
+    def aliases(self) -> Aliases:
+        """Who should serve. Raises `LoadError` if the registry cannot be read."""
+        with _explained():
+            opened = self._open()
+            if opened is None:
+                return Aliases(None, None)
+            state = opened.state()
+            return Aliases(state.champion, state.previous)
+
+    def fetch(self, version: str) -> Path:
+        """The version's folder, every file's size and digest verified. Raises `LoadError`."""
+        with _explained():
+            opened = self._open()
+            if opened is None:
+                raise LoadError("not_found", f"there is no registry at {self._source}")
+            return opened.path(version, verify=True)
+
+    def _open(self) -> registry.Registry | None:
+        if self._registry is None:
+            try:
+                self._registry = registry.open_registry(str(self._source))
+            except registry.NotFound:
+                return None
+        return self._registry
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except registry.DigestMismatch as error:
+        raise LoadError("digest_mismatch", str(error)) from error
+    except registry.NotFound as error:
+        raise LoadError("not_found", str(error)) from error
+    except (registry.RegistryError, OSError) as error:
+        raise LoadError("registry", str(error)) from error

@@ -1,0 +1,186 @@
+"""Follows the registry: loads what was promoted, warms it, switches, keeps the one before.
+
+One background thread. A version is verified, opened, warmed and asked through the real queue
+before the switch, which is one assignment. A version that fails any of this never serves: the
+old one goes on, the failure is counted and logged, and tried again with growing pauses, or at
+once when the registry moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.config import ServerConfig
+from deploy.engine import Engine, Lineup, Loaded
+from deploy.errors import LoadError
+from deploy.metrics import NO_VERSION
+from deploy.preprocess import Preprocessor, load_preprocessor
+from deploy.session import Session
+from deploy.versions import Aliases, Versions
+
+log = logging.getLogger("driftd.server")
+
+
+class Watcher:
+    """Keeps an engine's lineup equal to a registry's aliases.
+
+    `step` is one look, to be called by hand in tests; `start` and `stop` run it on a thread.
+    """
+
+    def __init__(
+        self,
+        versions: Versions,
+        engine: Engine,
+        config: ServerConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._versions = versions
+        self._engine = engine
+        self._config = config
+        self._clock = clock
+        self._seen: object = None
+        self._failures = 0
+        self._retry_at = 0.0
+        self._complaint = ""
+        self._preprocessors: dict[str, Preprocessor] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="driftd-watcher", daemon=True)
+
+    def start(self) -> None:
+        """Start to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following, once a load under way has ended."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(self._config.drain_seconds)
+
+    def step(self) -> bool:
+        """Look once, and do what is needed. True if everything is as the registry wants it."""
+        noticed = self._clock()
+        try:
+            token = self._versions.token()
+            moved = token != self._seen
+            if not moved and not self._failures:
+                return True
+            if not moved and noticed < self._retry_at:
+                return False
+            aliases = self._versions.aliases()
+        except LoadError as error:
+            self._failed(NO_VERSION, error)
+            return False
+        if moved:
+            self._failures = 0
+        self._seen = token
+        done = self._follow(aliases, noticed)
+        if done:
+            self._failures = 0
+            self._complaint = ""
+        return done
+
+    def _run(self) -> None:
+        log.info("waiting for a champion in %s", self._versions)
+        while not self._stop.is_set():
+            try:
+                self.step()
+            except Exception:  # this thread must not die: a server that cannot swap is no server
+                log.exception("the watcher failed; it goes on")
+                self._failures += 1
+            self._stop.wait(self._config.poll_seconds)
+
+    def _follow(self, aliases: Aliases, noticed: float) -> bool:
+        if aliases.champion is None:
+            return True  # nothing promoted yet, or no registry: keep what serves
+        if not self._champion(aliases.champion, noticed):
+            return False
+        return self._previous(aliases)
+
+    def _champion(self, wanted: str, noticed: float) -> bool:
+        champion, previous = self._engine.lineup
+        if champion is not None and champion.version == wanted:
+            return True
+        metrics = self._engine.metrics
+        if previous is not None and previous.version == wanted:
+            chosen = previous  # a rollback: still warm
+        else:
+            try:
+                chosen = self._load(wanted)
+                self._engine.probe(chosen, self._config.deadline_seconds)
+                meanwhile = self._versions.aliases().champion
+            except LoadError as error:
+                metrics.counter("driftd_server_swaps_total", wanted, "failed").inc()
+                self._failed(wanted, error)
+                return False
+            if meanwhile != wanted:
+                log.info("version %s is no longer the champion; dropped", wanted)
+                metrics.counter("driftd_server_swaps_total", wanted, "superseded").inc()
+                self._seen = None  # look again
+                return False
+        self._engine.lineup = Lineup(chosen, champion if self._config.keep_previous else None)
+        seconds = self._clock() - noticed
+        metrics.counter("driftd_server_swaps_total", wanted, "done").inc()
+        metrics.histogram("driftd_server_swap_seconds", wanted).observe(seconds)
+        before = champion.version if champion else "none"
+        log.info("serving %s (before: %s), %.0f ms after noticing", wanted, before, seconds * 1e3)
+        return True
+
+    def _previous(self, aliases: Aliases) -> bool:
+        champion, previous = self._engine.lineup
+        wanted = aliases.previous if self._config.keep_previous else None
+        if wanted == (previous.version if previous else None):
+            return True
+        # Free first: at most two versions and the one being loaded are in memory.
+        self._engine.lineup = Lineup(champion, None)
+        if wanted is None:
+            return True
+        del previous
+        try:
+            self._engine.lineup = Lineup(champion, self._load(wanted))
+        except LoadError as error:
+            self._failed(wanted, error)
+            return False
+        return True
+
+    def _load(self, version: str) -> Loaded:
+        folder = self._versions.fetch(version)
+        session = Session.open(
+            folder, preprocessor=self._preprocessor(folder), batch=self._config.batch
+        )
+        session.warm()
+        return Loaded(version, session)
+
+    def _preprocessor(self, folder: Path) -> Preprocessor:
+        """The folder's preprocessor; the one at hand if its files are the same.
+
+        Parsing a tokenizer holds the interpreter for tens of milliseconds, and most versions
+        share theirs.
+        """
+        digest = hashlib.sha256()
+        try:
+            for name in ("preprocess.json", "tokenizer.json"):
+                path = folder / name
+                digest.update(path.read_bytes() if path.exists() else b"\0")
+            key = digest.hexdigest()
+            if key not in self._preprocessors:
+                self._preprocessors = {key: load_preprocessor(folder)}
+        except (OSError, ValueError) as error:
+            raise LoadError("bad_files", str(error)) from error
+        return self._preprocessors[key]
+
+    def _failed(self, version: str, error: LoadError) -> None:
+        pause = self._config.retry_seconds * 2.0**self._failures
+        pause = min(pause, self._config.retry_seconds_max)
+        self._failures += 1
+        self._retry_at = self._clock() + pause
+        self._engine.metrics.counter(
+            "driftd_server_load_failures_total", version, error.cause
+        ).inc()
+        if str(error) != self._complaint:  # one line a trouble, not one a try
+            self._complaint = str(error)
+            log.error("cannot load %s (%s): %s", version, error.cause, error)

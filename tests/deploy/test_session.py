@@ -1,0 +1,127 @@
+"""A version's folder as a session: order, padding, heads fed per run, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from deploy.config import BatchConfig
+from deploy.errors import InputError, LoadError
+from deploy.session import Head, Session, batches
+
+
+@pytest.fixture(scope="module")
+def version(text, tmp_path_factory):
+    return text.write(tmp_path_factory.mktemp("version") / "v")
+
+
+def test_predict_keeps_the_order(text, version):
+    session = Session.open(version)
+    together = session.predict(text.inputs)
+    assert together.probabilities.shape == (60, 3)
+    assert together.embeddings.shape == (60, 32)
+    assert together.probabilities.dtype == np.float32
+    alone = np.concatenate([session.predict(text.inputs[i : i + 1]).logits for i in range(60)])
+    # Dynamic quantisation sees the whole batch, so equal only nearly.
+    assert np.abs(together.logits - alone).max() < 0.2
+    assert np.abs(together.logits - alone).mean() < 0.02
+
+
+def test_predict_nothing(text, version):
+    answer = Session.open(version).predict(text.inputs[:0])
+    assert answer.probabilities.shape == (0, 3)
+    assert answer.embeddings.shape == (0, 32)
+
+
+def test_logits_are_embeddings_times_head(text, version):
+    session = Session.open(version)
+    answer = session.predict(text.inputs)
+    np.testing.assert_allclose(
+        answer.logits, answer.embeddings @ session.head.weight + session.head.bias, atol=1e-5
+    )
+
+
+def test_a_head_of_other_size_can_be_fed(text, version):
+    session = Session.open(version)
+    head = Head(np.random.default_rng(0).normal(size=(32, 7)).astype("f4"), np.ones(7, "f4"))
+    answer = session.predict(text.inputs[:5], head)
+    assert answer.probabilities.shape == (5, 7)
+    np.testing.assert_allclose(answer.logits, answer.embeddings @ head.weight + 1, atol=1e-5)
+    assert session.predict(text.inputs[:5]).logits.shape == (5, 3)
+
+
+def test_table_session(table, tmp_path):
+    session = Session.open(table.write(tmp_path / "v"))
+    session.warm()
+    assert session.predict(table.inputs).probabilities.shape == (50, 2)
+    assert session.labels == ("no", "yes")
+
+
+def test_a_bad_item_is_named(text, version):
+    inputs = text.inputs.copy()
+    inputs[7] = ""
+    with pytest.raises(InputError, match="item 7"):
+        Session.open(version).predict(inputs)
+
+
+def test_batches_are_bounded_and_complete():
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    limits = BatchConfig(max_items=32, padding=1.1)
+    groups = list(batches(lengths, limits))
+    assert sorted(np.concatenate(groups).tolist()) == list(range(500))
+    for group in groups:
+        assert len(group) <= 32
+        assert lengths[group].max() * len(group) <= 1.1 * lengths[group].sum() + 1e-9
+
+
+def _no_graph(folder):
+    (folder / "model.int8.onnx").unlink()
+
+
+def _torn_graph(folder):
+    path = folder / "model.int8.onnx"
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def _no_labels(folder):
+    (folder / "model.json").write_text("{}")
+
+
+def _more_labels(folder):
+    (folder / "model.json").write_text(json.dumps({"labels": ["a", "b", "c", "d"]}))
+
+
+def _flat_head(folder):
+    save_file({"weight": np.ones(3, "f4"), "bias": np.ones(3, "f4")}, folder / "head.safetensors")
+
+
+def _other_head(folder):
+    head = {"weight": np.ones((32, 3), "f4"), "bias": np.ones(3, "f4")}
+    save_file(head, folder / "head.safetensors")
+
+
+def _garbage_head(folder):
+    (folder / "head.safetensors").write_bytes(b"garbage")
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (_no_graph, "bad_files"),
+        (_torn_graph, "bad_graph"),
+        (_no_labels, "bad_files"),
+        (_more_labels, "mismatch"),
+        (_flat_head, "bad_files"),
+        (_garbage_head, "bad_files"),
+        (_other_head, "mismatch"),
+    ],
+)
+def test_damaged_folders_do_not_serve(text, tmp_path, damage, cause):
+    folder = text.write(tmp_path / "v")
+    damage(folder)
+    with pytest.raises(LoadError) as caught:
+        Session.open(folder).warm()
+    assert caught.value.cause == cause

@@ -1,0 +1,64 @@
+"""Swaps under load: not one request fails, and none is answered by a version that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+
+import registry
+
+SWAPS = 24
+
+
+def test_no_request_fails_while_versions_change(serving, text, publish, tmp_path, eventually):
+    versions = [publish(text, seed=seed) for seed in range(4)]
+    store = registry.open_registry(str(tmp_path / "registry"))
+    store.promote(versions[0], actor="test", reason="a test")
+    stop = threading.Event()
+    answers, failures = [], []
+
+    async def one(client, text_input):
+        while not stop.is_set():
+            try:
+                response = await client.post("/predict", json={"text": text_input})
+            except httpx.HTTPError as error:
+                failures.append(repr(error))
+                continue
+            if response.status_code == 200:
+                answers.append(response.json()["version"])
+            else:
+                failures.append(response.text)
+            await asyncio.sleep(0.002)
+
+    async def load(url):
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            await asyncio.gather(*(one(client, str(each)) for each in text.inputs[:12]))
+
+    with serving() as (server, _):
+        clients = threading.Thread(target=lambda: asyncio.run(load(server.url)))
+        clients.start()
+        try:
+            for swap in range(1, SWAPS + 1):
+                if swap % 4 == 0:  # back to a version that is still warm
+                    store.rollback(actor="test", reason="worse", withdraw=False)
+                else:
+                    at = store.state().champion
+                    wanted = versions[(versions.index(at) + 1) % len(versions)]
+                    store.promote(wanted, actor="test", reason="better")
+                champion = store.state().champion
+                eventually(lambda c=champion: server.engine.lineup.versions[0] == c)
+                seen = len(answers)
+                eventually(lambda n=seen: len(answers) >= n + 30)
+                assert answers[-1] == champion
+        finally:
+            stop.set()
+            clients.join(30)
+        done = sum(
+            server.metrics.counter("driftd_server_swaps_total", version, "done")._value.get()
+            for version in versions
+        )
+    assert failures == []
+    assert done == SWAPS + 1
+    assert set(answers) == set(versions)
