@@ -1,0 +1,162 @@
+"""What an operator may set about models, memory and training, each default with its reason."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureConfig(_Section):
+    """One column of a table."""
+
+    name: str = Field(min_length=1, description="The feature's name in the model.")
+    kind: Literal["numeric", "boolean", "categorical"] = Field(
+        "numeric", description="What its values are."
+    )
+
+
+class ModelConfig(_Section):
+    """The ``model:`` section: what is learned and on which base."""
+
+    task: Literal["text", "tabular"] = Field(
+        "text", description="Classify texts, or rows of a table."
+    )
+    base: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
+        description="Pretrained text encoder: a folder, `package:NAME` for one that an installed "
+        "package carries, or a hub id. MiniLM: 22 M parameters, strong embeddings, serves on CPU.",
+    )
+    max_length: int = Field(
+        128,
+        ge=4,
+        le=512,
+        description="Tokens of a text that are read; the rest is cut off. Cost grows with it; 128 "
+        "hold most messages, queries and the gist of an article.",
+    )
+    labels: tuple[str, ...] = Field(
+        (),
+        description="Known classes in the order of the output; empty: learned from the stream.",
+    )
+    features: tuple[FeatureConfig, ...] = Field(
+        (), description="Columns of a table, in order. Needed for `task: tabular`."
+    )
+    dimension: int = Field(
+        64, ge=2, le=1024, description="Width of a table's embedding. 64 suits tens of features."
+    )
+
+    @model_validator(mode="after")
+    def _table_has_features(self) -> ModelConfig:
+        if self.task == "tabular" and not self.features:
+            raise ValueError("task: tabular needs model.features, a list of names and kinds")
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError("model.features names a feature twice")
+        return self
+
+
+class MemoryConfig(_Section):
+    """The ``memory:`` section: what is kept to learn from."""
+
+    recent: int = Field(
+        4000,
+        ge=100,
+        description="Newest labelled events kept in full. Enough to refit a head for tens of "
+        "classes; at 384 dimensions about 10 MB with texts.",
+    )
+    replay: int = Field(
+        2000,
+        ge=0,
+        description="Older events kept for replay, balanced over the classes, so that a refresh "
+        "does not forget what is still true.",
+    )
+    max_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bound of the memory in bytes; long texts make it hold fewer events.",
+    )
+    holdout: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of events, by hash of the id, that no training ever sees. They judge; "
+        "a fifth gives a verdict within a few hundred events and costs little accuracy.",
+    )
+
+
+class OnlineConfig(_Section):
+    """The head that learns with every batch."""
+
+    rate: float = Field(
+        1.0,
+        gt=0,
+        description="Step of softmax SGD on unit-norm embeddings. 1.0 follows a new regime within "
+        "hundreds of events and loses under a point in a calm one.",
+    )
+    l2: float = Field(
+        1e-5, ge=0, description="Shrinkage a step, so that stale evidence fades slowly."
+    )
+
+
+class TrainingConfig(_Section):
+    """How rungs that move encoder weights train."""
+
+    rounds: int = Field(3, ge=1, description="Most passes over the data; three suffice for text.")
+    batch: int = Field(16, ge=1, description="Examples a step, grouped by length.")
+    encoder_rate: float = Field(
+        5e-5, gt=0, description="Peak learning rate of encoder weights (AdamW)."
+    )
+    lora_rate: float = Field(
+        1e-3, gt=0, description="Peak learning rate of adapters, which start from zero."
+    )
+    head_rate: float = Field(5e-3, gt=0, description="Peak learning rate of the head.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising rate.")
+    accumulate: int = Field(1, ge=1, description="Batches a step, where memory is short.")
+    clip: float = Field(1.0, gt=0, description="Largest gradient norm; larger ones are scaled.")
+    top_layers: int = Field(2, ge=1, description="Encoder layers that `partial` unfreezes.")
+    lora_rank: int = Field(8, ge=1, description="Rank of LoRA's update; 8 equals full here.")
+    lora_targets: tuple[str, ...] = Field(
+        ("query", "value"), min_length=1, description="Linear layers that LoRA adapts."
+    )
+    minimal_gain: float = Field(
+        0.5,
+        ge=0,
+        description="Points of validation accuracy that a round must gain, or training stops.",
+    )
+    max_gap: float = Field(
+        0.2,
+        gt=0,
+        description="Validation loss minus training loss; above it while the validation loss "
+        "rises, training stops as overfitting.",
+    )
+
+
+class LearnConfig(_Section):
+    """The ``learn:`` section."""
+
+    l2: float = Field(
+        0.1,
+        ge=0,
+        description="Prior of the head refit, in examples: large enough to keep few labels calm.",
+    )
+    replay: int = Field(
+        500, ge=0, description="Replayed older events in a refresh, beside the recent ones."
+    )
+    replay_weight: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Weight of a replayed event. A tenth keeps the old regimes in mind; at full "
+        "weight they would slow the repair by ten points in its first hundred events.",
+    )
+    new_class_min: int = Field(
+        10, ge=1, description="Examples of a new label before the model grows a class for it."
+    )
+    online: OnlineConfig = Field(OnlineConfig(), description="The online head.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Encoder training.")

@@ -1,0 +1,206 @@
+"""What may be learned from: the recent window, a replay reservoir, and a held-out split.
+
+Bounded in events and bytes. Membership of the held-out split is a hash of the event's id, so that
+no restart and no second reading can move an event from judging to training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learn.config import MemoryConfig
+from learn.examples import Arrays, Examples
+
+_HASHES = float(2**64)
+
+
+class Memory:
+    """Labelled events of one model.
+
+    Labels are class numbers of the caller. Embeddings belong to one encoder; when another encoder
+    comes, the old rows become NaN and are computed anew by whoever needs them.
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        self.config = config
+        self.encoder = ""
+        self._recent = Examples.empty()
+        self._replay = Examples.empty()
+        self._pending: list[Examples] = []
+        self._pending_rows = 0
+
+    def __len__(self) -> int:
+        self._settle()
+        return len(self._recent) + len(self._replay)
+
+    @property
+    def labelled(self) -> int:
+        """Labelled events in memory, the held-out ones counted in."""
+        return len(self)
+
+    def sizes(self) -> dict[str, int]:
+        """Events by part: ``recent``, ``held_out`` (of the recent) and ``replay``."""
+        return {
+            "recent": len(self._recent) + self._pending_rows,
+            "held_out": int(self.held_out(self._recent.ids).sum()) if len(self._recent) else 0,
+            "replay": len(self._replay),
+        }
+
+    def held_out(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
+        """Bool [n]: which of the events, by id (object [n] of str), only ever judge."""
+        limit = self.config.holdout
+        return np.fromiter((_hash(i) / _HASHES < limit for i in ids), np.bool_, count=len(ids))
+
+    def add(self, examples: Examples, encoder: str) -> None:
+        """Take in labelled events; ``encoder`` names what made their embeddings, if any.
+
+        An id that is known already is the same event with a newer label.
+        """
+        if not len(examples):
+            return
+        if encoder != self.encoder:
+            self._settle()
+            self.encoder = encoder
+            self._recent = self._recent.with_embeddings(_none(len(self._recent), examples))
+            self._replay = self._replay.with_embeddings(_none(len(self._replay), examples))
+        self._pending.append(examples)
+        self._pending_rows += len(examples)
+        if self._pending_rows > self.config.recent // 2:
+            self._settle()
+
+    def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
+        """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
+        self._settle()
+        found = self._recent.take(self._recent.arrivals >= since)
+        if training and len(found):
+            found = found.take(~self.held_out(found.ids))
+        return found.take(np.arange(max(0, len(found) - limit), len(found)))
+
+    def training_set(self, since: int, replay: int, replay_weight: float, seed: int) -> Examples:
+        """Events from arrival ``since`` on at weight 1, and a sample of older ones for replay.
+
+        The replay is drawn evenly from the classes, at ``replay_weight`` an event.
+        """
+        fresh = self.recent(self.config.recent, since, training=True)
+        older = self._recent.take(self._recent.arrivals < since)
+        if len(older):
+            older = older.take(~self.held_out(older.ids))
+        pool = Examples.concatenate([self._replay, older])
+        chosen = pool.take(_balanced(pool.labels, replay, seed))
+        weights = np.full(len(chosen), replay_weight, dtype=np.float32)
+        return Examples.concatenate([chosen.weighted(weights), fresh])
+
+    def unseen(self, since: int, cutoff: int, limit: int) -> Examples:
+        """Events that a challenger trained up to arrival ``cutoff`` has not learned from.
+
+        The held-out ones from ``since`` on, and all from ``cutoff`` on; the newest ``limit``.
+        """
+        self._settle()
+        arrivals = self._recent.arrivals
+        wanted = arrivals >= cutoff
+        wanted |= (arrivals >= since) & self.held_out(self._recent.ids)
+        index = np.flatnonzero(wanted)
+        return self._recent.take(index[-limit:])
+
+    def class_counts(self) -> dict[int, int]:
+        """Training events by class number."""
+        self._settle()
+        counts: dict[int, int] = {}
+        for part in (self._recent, self._replay):
+            kept = part.labels[~self.held_out(part.ids)] if len(part) else part.labels
+            for label, count in zip(*np.unique(kept, return_counts=True), strict=True):
+                counts[int(label)] = counts.get(int(label), 0) + int(count)
+        return counts
+
+    def state(self) -> Arrays:
+        """Plain arrays, for the checkpoint."""
+        self._settle()
+        name = np.frombuffer(self.encoder.encode(), dtype=np.uint8)
+        parts: Arrays = {"encoder": name}
+        for prefix, part in (("recent", self._recent), ("replay", self._replay)):
+            if len(part):
+                parts |= {f"{prefix}/{k}": a for k, a in part.to_arrays().items()}
+        return parts
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on exactly where `state` was taken."""
+        self.encoder = state["encoder"].tobytes().decode()
+        self._pending, self._pending_rows = [], 0
+        self._recent = _part("recent/", state)
+        self._replay = _part("replay/", state)
+
+    def _settle(self) -> None:
+        """Work the pending events in: newest label wins, then the bounds."""
+        if not self._pending:
+            return
+        together = Examples.concatenate([self._recent, *self._pending])
+        self._pending, self._pending_rows = [], 0
+        last = {event_id: position for position, event_id in enumerate(together.ids)}
+        if len(last) < len(together):
+            together = together.take(np.array(sorted(last.values())))
+        keep = min(self.config.recent, _fitting(together, self.config.max_bytes))
+        start = max(0, len(together) - keep)
+        aged, self._recent = (
+            together.take(np.arange(start)),
+            together.take(np.arange(start, len(together))),
+        )
+        if len(aged) and self.config.replay:
+            self._age(aged)
+
+    def _age(self, aged: Examples) -> None:
+        aged = aged.take(~self.held_out(aged.ids))
+        pool = Examples.concatenate([self._replay, aged])
+        if not len(pool):
+            return
+        share = max(1, self.config.replay // len(np.unique(pool.labels)))
+        # The events with the smallest hashes of a class are a uniform sample of it, whatever the
+        # order of arrival (bottom-k sampling); no random state is needed.
+        order = np.argsort([_hash(f"replay:{event_id}") for event_id in pool.ids], kind="stable")
+        kept = []
+        for label in np.unique(pool.labels):
+            mine = order[pool.labels[order] == label]
+            kept.append(mine[:share])
+        self._replay = pool.take(np.sort(np.concatenate(kept)))
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _none(rows: int, like: Examples) -> NDArray[np.float32] | None:
+    if like.embeddings is None:
+        return None
+    return np.full((rows, like.embeddings.shape[1]), np.nan, dtype=np.float32)
+
+
+def _part(prefix: str, state: Mapping[str, NDArray[np.generic]]) -> Examples:
+    arrays = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
+    return Examples.from_arrays(arrays) if arrays else Examples.empty()
+
+
+def _fitting(examples: Examples, limit: int) -> int:
+    """How many of the newest events fit into ``limit`` bytes."""
+    row = 64 + (examples.embeddings.shape[1] * 4 if examples.embeddings is not None else 0)
+    if examples.inputs.dtype == object:
+        sizes = np.fromiter((len(text) for text in examples.inputs), np.int64, len(examples))
+    else:
+        sizes = np.full(len(examples), examples.inputs.dtype.itemsize)
+    total = np.cumsum((sizes + row)[::-1])
+    return int(np.searchsorted(total, limit, side="right"))
+
+
+def _balanced(labels: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
+    """Positions of at most ``limit`` examples, as even over the classes as they allow."""
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        mine = order[labels[order] == label]
+        rank[mine] = np.arange(len(mine))
+    return np.sort(np.argsort(rank, kind="stable")[:limit])

@@ -1,0 +1,70 @@
+"""Head refit: the last layer, solved to its optimum on embeddings that are at hand. No torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from learn.config import LearnConfig
+from learn.examples import Examples
+from learn.head import fit_softmax, score
+from learn.strategy import Round, Start, Update
+
+
+class HeadRefit:
+    """One convex fit; its panel has a single round."""
+
+    name = "head"
+    rung: Literal["head"] = "head"
+    trains_encoder = False
+
+    def __init__(self, config: LearnConfig) -> None:
+        self.config = config
+
+    def fit(
+        self,
+        start: Start,
+        train_on: Examples,
+        validation: Examples,
+        report: Callable[[Round], None],
+    ) -> Update:
+        """See `Strategy.fit`. Raises ValueError without examples or embeddings."""
+        if train_on.embeddings is None:
+            raise ValueError("a head refit needs embeddings")
+        began = time.monotonic()
+        classes = len(start.labels)
+        judge = validation if len(validation) and validation.embeddings is not None else train_on
+        assert judge.embeddings is not None
+        before = score(start.head.logits(judge.embeddings), judge.labels)
+        head = fit_softmax(
+            train_on.embeddings,
+            train_on.labels,
+            train_on.weights,
+            classes,
+            self.config.l2,
+            start.head,
+        )
+        after = score(head.logits(judge.embeddings), judge.labels)
+        on_train = score(head.logits(train_on.embeddings), train_on.labels)
+        old = score(start.head.logits(train_on.embeddings), train_on.labels)
+        size = float(np.linalg.norm(start.head.weight))
+        moved = float(np.linalg.norm(head.weight - start.head.weight))
+        line = Round(
+            number=1,
+            seconds=round(time.monotonic() - began, 3),
+            gradient_norm=0.0,
+            update_to_weight=moved / size if size else math.nan,
+            train_loss=on_train.loss,
+            validation_loss=after.loss,
+            loss_fall=old.loss - on_train.loss,
+            validation_accuracy=after.accuracy,
+            accuracy_gain=100 * (after.accuracy - before.accuracy),
+            gap=after.loss - on_train.loss,
+        )
+        report(line)
+        touched = head.weight.size + head.bias.size
+        return Update(head=head, parameters_touched=touched, rounds=[line])

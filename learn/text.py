@@ -1,0 +1,89 @@
+"""Text encoders: a pretrained transformer, mean pooling over the tokens, unit length.
+
+As sentence-transformers does it (Reimers & Gurevych 2019), so that its models embed alike here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+
+class BaseNotFound(Exception):  # noqa: N818
+    """No encoder is found under that name; the message says what was tried."""
+
+
+class TextEncoder(nn.Module):
+    """Token ids to unit embeddings, float32 [n, d]."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """input_ids, attention_mask: int64 [n, t]."""
+        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+        return nn.functional.normalize(mean, dim=-1)
+
+
+def resolve_base(spec: str) -> Path:
+    """The folder of a pretrained encoder.
+
+    A folder; ``package:NAME`` (or a plain name) for a model that an installed package carries; or
+    a hub id, fetched as safetensors only. Raises `BaseNotFound`.
+    """
+    folder = Path(spec).expanduser()
+    if (folder / "config.json").exists():
+        return folder
+    tried = [f"folder {folder}"]
+    name = spec.removeprefix("package:")
+    try:
+        for file in importlib.metadata.files(name) or ():
+            beside = Path(str(file.locate())).parent
+            if file.name == "config.json" and (beside / "model.safetensors").exists():
+                return beside
+        tried.append(f"package {name} (installed, but carries no model)")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        tried.append(f"package {name}")
+    if not spec.startswith("package:") and spec.count("/") == 1:
+        from huggingface_hub import snapshot_download
+
+        try:
+            wanted = ["*.json", "*.safetensors", "*.txt"]
+            return Path(snapshot_download(spec, allow_patterns=wanted))
+        except Exception as error:
+            tried.append(f"hub id {spec} ({type(error).__name__})")
+    raise BaseNotFound(
+        f"model.base {spec!r} is not found; tried {', '.join(tried)}. Give a folder with "
+        "config.json and model.safetensors, or install the package that carries it"
+    )
+
+
+def pretrained_encoder(spec: str) -> tuple[TextEncoder, dict[str, Any]]:
+    """The encoder with its pretrained weights, and its description for ``model.json``."""
+    folder = resolve_base(spec)
+    transformer = AutoModel.from_pretrained(
+        folder,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+    )
+    config = transformer.config.to_dict()
+    description = {"dimension": transformer.config.hidden_size, "base": spec, "encoder": config}
+    return TextEncoder(transformer), description
+
+
+def empty_encoder(description: dict[str, Any]) -> TextEncoder:
+    """The same architecture without weights, from its description."""
+    values = dict(description["encoder"])
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    return TextEncoder(AutoModel.from_config(config, trust_remote_code=False))
