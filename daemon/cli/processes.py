@@ -1,0 +1,112 @@
+"""``driftd run``, ``serve`` and ``up``: the processes that work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from daemon.cli.app import TRAINING_EXTRA
+from daemon.cli.options import config_option
+from daemon.logs import set_up
+from daemon.operating_config import load_operating
+
+
+def _supervised(ctx: click.Context, parameter: click.Parameter, parent: int | None) -> None:
+    """Under `driftd up`: end as on SIGTERM when the supervisor is gone, however it went."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, name="driftd-parent", daemon=True).start()
+
+
+supervised_option = click.option(
+    "--supervisor",
+    type=int,
+    hidden=True,
+    expose_value=False,
+    callback=_supervised,
+)
+
+
+@click.command()
+@config_option
+@supervised_option
+def run(config_path: Path) -> None:
+    """Run the daemon: read events, watch for drift, repair the model.
+
+    Ends in order on SIGTERM or Ctrl-C: the trainer is stopped and a checkpoint written. A source
+    that ends (a file that is not followed, standard input) ends the daemon too.
+
+    \b
+    Examples:
+      driftd run
+      driftd run -c /etc/driftd/driftd.yaml
+      zcat events.jsonl.gz | DRIFTD_SOURCE__KIND=stdin driftd run
+    """
+    missing = [name for name in TRAINING_EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise click.ClickException(
+            f'the daemon needs {", ".join(missing)}: pip install "driftd[daemon]"'
+        )
+    from daemon.config import load_config
+
+    config = load_config(config_path, os.environ)
+    set_up(config.log)
+    from daemon import service
+
+    service.run(config)
+
+
+@click.command()
+@config_option
+@supervised_option
+def serve(config_path: Path) -> None:
+    """Serve the champion over HTTP (Open Inference Protocol V2).
+
+    Needs the base install only. Reads the sections registry, server and log; waits for a
+    registry and a champion if there is none yet, and follows every promotion and rollback.
+
+    \b
+    Examples:
+      driftd serve
+      DRIFTD_SERVER__HOST=0.0.0.0 driftd serve
+    """
+    config = load_operating(config_path, os.environ)
+    set_up(config.log)
+    from deploy import server
+
+    server.serve(config.server, config.registry.path)
+
+
+@click.command()
+@config_option
+def up(config_path: Path) -> int:
+    """Run daemon and server together on this machine.
+
+    Both are child processes: what they log is prefixed with their name, one that crashes is
+    started again after a pause, and SIGTERM or Ctrl-C ends both in order. Exits with 1 when one
+    of them cannot be kept up.
+
+    \b
+    Examples:
+      driftd up
+      driftd up -c shop.yaml
+    """
+    from daemon.config import load_config
+    from daemon.up import Supervisor, check_ports, commands
+    from registry import open_registry
+
+    config = load_config(config_path, os.environ)
+    check_ports({"http": config.http, "server": config.server})
+    open_registry(config.registry, create=True)
+    return Supervisor(commands(config_path)).run()

@@ -1,0 +1,191 @@
+"""``driftd status``: who serves, how well, and what is going on.
+
+The registry answers who serves and what operators ordered, also while the daemon is down; the
+daemon itself answers the rest over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import click
+
+from daemon.cli.options import Target, json_option, target_options
+from daemon.cli.output import ago, console, facts, print_json, span, table
+from daemon.policy_config import HttpConfig
+from registry import Control, NotFound, State
+
+TIMEOUT = 2.0
+
+
+@click.command()
+@target_options
+@json_option
+def status(target: Target, as_json: bool) -> int:
+    """Show who serves, how accurate it is, and what goes on.
+
+    Exits with 3 if there is neither a registry nor a daemon that answers.
+
+    \b
+    Examples:
+      driftd status
+      watch driftd status
+      driftd status --json | jq .daemon.accuracy
+    """
+    url = address(target.config.http)
+    try:
+        state = target.open().state()
+        missing = None
+    except NotFound as error:
+        state, missing = State(), str(error)
+    daemon = ask(url)
+    if as_json:
+        print_json({"registry": None if missing else state.as_dict(), "daemon": daemon})
+    else:
+        _print(state, missing, daemon, url)
+    return 3 if missing and daemon is None else 0
+
+
+def address(config: HttpConfig) -> str:
+    """Where the daemon's status is to be had."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
+    return f"http://{host}:{config.port}/status"
+
+
+def ask(url: str) -> dict[str, Any] | None:
+    """The daemon's status, or None if it does not answer with one."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            found = json.load(answer)
+    except (OSError, ValueError, urllib.error.URLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _print(state: State, missing: str | None, daemon: dict[str, Any] | None, url: str) -> None:
+    out = console()
+    out.print(
+        facts(
+            [
+                ("registry", missing),
+                ("champion", _champion(state)),
+                ("challenger", state.challenger),
+                ("previous", state.previous),
+                ("pinned", _control(state.pinned)),
+                ("paused", _control(state.paused)),
+                ("withdrawn", ", ".join(state.withdrawn)),
+            ]
+        )
+    )
+    out.print()
+    if daemon is None:
+        out.print(f"daemon: not reachable at {url}", markup=False)
+        return
+    out.print(facts(_daemon(daemon)))
+    signals = (daemon.get("drift") or {}).get("signals") or []
+    if signals:
+        rows = table("detector", "drift", "score", "threshold", right=("score", "threshold"))
+        for signal in signals:
+            rows.add_row(
+                str(signal.get("detector")),
+                str(signal.get("kind")),
+                _number(signal.get("score")),
+                _number(signal.get("threshold")),
+            )
+        out.print(rows)
+
+
+def _champion(state: State) -> str:
+    if state.champion is None:
+        return "none yet"
+    move = state.move
+    if move and move.kind in ("promote", "rollback"):
+        return f"{state.champion}, {move.kind} {ago(move.time)} by {move.actor}: {move.reason}"
+    return state.champion
+
+
+def _control(control: Control | None) -> str | None:
+    return f"{ago(control.since)} by {control.actor}: {control.reason}" if control else None
+
+
+def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
+    """The daemon's answer in an operator's order; what it leaves out is left out."""
+    source, memory = found.get("source") or {}, found.get("memory") or {}
+    age = found.get("checkpoint_age_seconds")
+    return [
+        ("daemon", _phase(found)),
+        ("up since", ago(found.get("started"))),
+        ("events", _events(found)),
+        ("accuracy", _accuracies(found.get("accuracy") or {})),
+        ("source", _source(source) if source else None),
+        ("incident", _incident(found.get("incident"))),
+        ("refresh", _refresh(found.get("refresh"))),
+        ("trial", _trial(found.get("trial"))),
+        ("probation", _probation(found.get("probation"))),
+        ("memory", ", ".join(f"{count} {part}" for part, count in memory.items())),
+        ("checkpoint", f"{span(age)} ago" if isinstance(age, int | float) else None),
+    ]
+
+
+def _phase(found: dict[str, Any]) -> str:
+    phase, reason = str(found.get("state", "?")), found.get("reason")
+    return phase if found.get("ready") or not reason else f"{phase}, not ready: {reason}"
+
+
+def _events(found: dict[str, Any]) -> str | None:
+    if "events" not in found:
+        return None
+    return f"{found['events']:,}, {found.get('labelled', 0):,} of them scored with a label"
+
+
+def _accuracies(values: dict[str, Any]) -> str | None:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.1%}"
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    )
+
+
+def _source(source: dict[str, Any]) -> str:
+    lag = source.get("lag_events")
+    behind = "lag unknown" if lag is None else f"{lag:,} events behind"
+    return f"{'connected' if source.get('connected') else 'away'}, {behind}"
+
+
+def _incident(incident: dict[str, Any] | None) -> str | None:
+    if not incident:
+        return None
+    tried = [
+        f"{attempt.get('rung')} ({attempt.get('outcome')})"
+        for attempt in incident.get("attempts") or []
+    ]
+    what = incident.get("sentence") or f"{incident.get('kind')} drift"
+    return f"{what}; tried: {', '.join(tried) or 'nothing yet'}"
+
+
+def _refresh(refresh: dict[str, Any] | None) -> str | None:
+    if not refresh:
+        return None
+    return f"{refresh.get('rung')}, running for {span(refresh.get('seconds') or 0)}"
+
+
+def _trial(trial: dict[str, Any] | None) -> str | None:
+    if not trial:
+        return None
+    return f"{trial.get('version')}: {trial.get('decision')}; {trial.get('reason')}"
+
+
+def _probation(probation: dict[str, Any] | None) -> str | None:
+    if not probation:
+        return None
+    return (
+        f"{probation.get('version')} against {probation.get('previous')},"
+        f" {probation.get('events', 0)} events so far"
+    )
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"

@@ -1,0 +1,257 @@
+"""``driftd versions``, ``show`` and ``diff``: what was made, from what, and how it differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.text import Text
+
+from daemon.cli.journal import describe
+from daemon.cli.options import Target, json_option, target_options
+from daemon.cli.output import ago, clock, console, facts, print_json, short, size, table
+from registry import Registry, State, Version
+
+ACCURACY = ("accuracy", "validation_accuracy")  # the manifest's metrics to list, by preference
+
+
+def role(state: State, version: str) -> str:
+    """What a version is at the moment: champion, challenger, previous, withdrawn."""
+    roles = [
+        name
+        for name, held in (
+            ("champion", state.champion),
+            ("challenger", state.challenger),
+            ("previous", state.previous),
+        )
+        if held == version
+    ]
+    if version == state.champion and state.pinned:
+        roles.append("pinned")
+    if version in state.withdrawn:
+        roles.append("withdrawn")
+    return ", ".join(roles)
+
+
+@click.command()
+@target_options
+@click.option("-n", "--number", type=click.IntRange(min=1), help="Only the newest so many.")
+@json_option
+def versions(target: Target, number: int | None, as_json: bool) -> None:
+    """List the versions, oldest first, and who of them serves.
+
+    \b
+    Examples:
+      driftd versions
+      driftd versions --registry /var/lib/driftd/registry --json
+    """
+    registry = target.open()
+    state = registry.state()
+    found = registry.versions()
+    found = found[-number:] if number else found
+    if as_json:
+        print_json([_listed(version, state) for version in found])
+        return
+    if not found:
+        click.echo("No versions yet.")
+        return
+    listed = table(
+        "version", "role", "made", "by", "parent", "examples", "accuracy", "size",
+        right=("examples", "accuracy", "size"),
+    )  # fmt: skip
+    for version in found:
+        manifest = version.manifest
+        style = "bold" if version.id == state.champion else None
+        listed.add_row(
+            Text(version.id, style=style or ""),
+            role(state, version.id),
+            ago(manifest.created),
+            manifest.strategy,
+            manifest.parent or "-",
+            short(manifest.lineage.get("examples")),
+            _accuracy(manifest.metrics),
+            size(sum(entry.size for entry in manifest.files.values())),
+        )
+    console().print(listed)
+
+
+def _listed(version: Version, state: State) -> dict[str, Any]:
+    manifest = version.manifest.model_dump(mode="json")
+    return {**manifest, "role": role(state, version.id)}
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    value = next((metrics[name] for name in ACCURACY if name in metrics), None)
+    return f"{value:.1%}" if isinstance(value, float) else "-"
+
+
+@click.command()
+@click.argument("version")
+@target_options
+@json_option
+def show(version: str, target: Target, as_json: bool) -> None:
+    """Show one version: metrics, lineage, files, evidence.
+
+    VERSION may be an alias: champion, challenger, previous.
+
+    \b
+    Examples:
+      driftd show v0012
+      driftd show champion --json
+    """
+    registry = target.open()
+    state = registry.state()
+    found = registry.version(resolve(state, version))
+    evidence = registry.evidence(found.id)
+    if as_json:
+        print_json({**_listed(found, state), "evidence": evidence})
+        return
+    manifest = found.manifest
+    out = console()
+    out.print(
+        facts(
+            [
+                ("version", found.id),
+                ("role", role(state, found.id)),
+                ("made", f"{clock(manifest.created)} ({ago(manifest.created)})"),
+                ("by", f"{manifest.strategy}, rung {manifest.rung}"),
+                ("parent", manifest.parent),
+                ("task", manifest.task),
+                ("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels)}"),
+            ]
+        )
+    )
+    _print_mapping(out, "metrics", manifest.metrics)
+    _print_lineage(out, manifest.lineage)
+    files = table("file", "size", "sha256", right=("size",))
+    for name, entry in manifest.files.items():
+        files.add_row(name, size(entry.size), entry.sha256[:16])
+    out.print(files)
+    _print_evidence(out, evidence)
+    _print_history(out, registry, found.id)
+
+
+def resolve(state: State, name: str) -> str:
+    """The version behind an alias, or the name itself."""
+    if name not in ("champion", "challenger", "previous"):
+        return name
+    version: str | None = getattr(state, name)
+    if version is None:
+        from registry import NotFound
+
+        raise NotFound(f"there is no {name} at the moment")
+    return version
+
+
+def _print_mapping(out: Any, title: str, values: dict[str, Any]) -> None:
+    if values:
+        rows = table(title, "value", right=())
+        for name, value in values.items():
+            rows.add_row(name, short(value))
+        out.print(rows)
+
+
+def _print_lineage(out: Any, lineage: dict[str, Any]) -> None:
+    ranges = lineage.get("trained_on") or []
+    rest = {name: value for name, value in lineage.items() if name != "trained_on"}
+    _print_mapping(out, "lineage", rest)
+    if ranges:
+        rows = table("trained on", "partition", "from", "to (excl.)",
+                     right=("partition", "from", "to (excl.)"))  # fmt: skip
+        for place in ranges[:20]:
+            rows.add_row(place["topic"], *(str(place[k]) for k in ("partition", "start", "end")))
+        if len(ranges) > 20:
+            rows.add_row(f"... and {len(ranges) - 20} more ranges: see --json", "", "", "")
+        out.print(rows)
+
+
+def _print_evidence(out: Any, evidence: list[dict[str, Any]]) -> None:
+    for row in evidence:
+        found = row.get("evidence", {})
+        title = f"{row.get('name', '?')}, {clock(row.get('time'))}"
+        decision = found.get("decision")
+        out.print(Text(f"{title}: {decision}" if decision else title, style="bold"))
+        if found.get("reason"):
+            out.print(f"  {found['reason']}", markup=False)
+        checks = found.get("checks") or []
+        if checks:
+            rows = table("check", "outcome", "why")
+            for check in checks:
+                rows.add_row(
+                    str(check.get("name")), str(check.get("outcome")), str(check.get("sentence"))
+                )
+            out.print(rows)
+
+
+def _print_history(out: Any, registry: Registry, version: str) -> None:
+    rows = [
+        row
+        for row in registry.journal.rows(kinds=("promote", "rollback"))
+        if version in (row.fields.get("version"), row.fields.get("previous"))
+    ]
+    if rows:
+        history = table("time", "kind", "what")
+        for row in rows[-10:]:
+            history.add_row(clock(row.time), row.kind, describe(row))
+        out.print(history)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@target_options
+@json_option
+def diff(a: str, b: str, target: Target, as_json: bool) -> None:
+    """Show what differs between versions A and B; aliases will do.
+
+    \b
+    Examples:
+      driftd diff previous champion
+      driftd diff v0007 v0012 --json
+    """
+    registry = target.open()
+    state = registry.state()
+    one, two = resolve(state, a), resolve(state, b)
+    found = registry.diff(one, two)
+    if as_json:
+        print_json({"a": one, "b": two, "differences": found})
+        return
+    rows = table("what", one, two)
+    for name, (left, right) in found.items():
+        if name in ("version", "schema_version"):
+            continue
+        for what, before, after in _differences(name, left, right):
+            rows.add_row(what, before, after)
+    console().print(rows)
+
+
+def _differences(name: str, left: Any, right: Any) -> list[tuple[str, str, str]]:
+    if name == "labels":
+        gone = [label for label in left if label not in right]
+        new = [label for label in right if label not in left]
+        return [("labels", f"without {', '.join(new)}" if new else short(len(left)),
+                 f"without {', '.join(gone)}" if gone else short(len(right)))]  # fmt: skip
+    if name == "files":
+        return [
+            (f"files.{file}", _file(left.get(file)), _file(right.get(file)))
+            for file in sorted({*left, *right})
+            if left.get(file) != right.get(file)
+        ]
+    if isinstance(left, dict) and isinstance(right, dict):
+        return [
+            (f"{name}.{key}", _brief(left.get(key)), _brief(right.get(key)))
+            for key in {**left, **right}
+            if left.get(key) != right.get(key)
+        ]
+    return [(name, _brief(left), _brief(right))]
+
+
+def _file(entry: dict[str, Any] | None) -> str:
+    return f"{size(entry['size'])} {entry['sha256'][:12]}" if entry else "-"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"{len(value)} entries"
+    text = short(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,71 @@
+"""Events as columns: what a source hands to the loop.
+
+Inputs are one numpy array whose first axis is the event, whatever the task: an object array of
+``str`` for text, a structured array with one field a feature for tables. Slicing, masking and
+``np.concatenate`` then work alike, and no per-event Python object is made on the hot path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Position(NamedTuple):
+    """Where a partition's stream stands: ``offset`` is the next offset to read."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """``n`` events in the order they were read.
+
+    ids: object [n] of str. times: float64 [n], seconds since the epoch (event time).
+    inputs: [n], see the module's docstring. labels: object [n] of str, or None where the label
+    has not arrived. topics: object [n] of str; partitions: int32 [n]; offsets: int64 [n].
+    """
+
+    ids: NDArray[np.object_]
+    times: NDArray[np.float64]
+    inputs: NDArray[np.generic]
+    labels: NDArray[np.object_]
+    topics: NDArray[np.object_]
+    partitions: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: NDArray[np.generic]) -> EventBatch:
+        """The events at ``index`` (integer positions or a boolean mask), as a new batch."""
+        return EventBatch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+_NONE: NDArray[np.object_] = np.empty(0, dtype=object)
+EMPTY = EventBatch(
+    ids=_NONE,
+    times=np.empty(0),
+    inputs=_NONE,
+    labels=_NONE,
+    topics=_NONE,
+    partitions=np.empty(0, dtype=np.int32),
+    offsets=np.empty(0, dtype=np.int64),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that is no event, on its way to the dead letters: the raw bytes and the reason."""
+
+    reason: str
+    detail: str
+    value: bytes
+    topic: str
+    partition: int
+    offset: int

@@ -1,0 +1,145 @@
+"""A refresh as a folder: what the daemon asks of the trainer, and what it gets back.
+
+The two processes share files only: ``job.json`` and ``examples.safetensors`` go in, progress
+lines and a result come out, with the new version's files beside it. So a trainer that is killed,
+or runs on another machine, can never hurt the loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from daemon.policy_config import Rung
+from learn.examples import Examples
+
+JOB = "job.json"
+EXAMPLES = "examples.safetensors"
+PROGRESS = "progress.jsonl"
+RESULT = "result.json"
+VERSION = "version"
+LOG = "trainer.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One refresh.
+
+    ``labels`` are the new version's classes, in order; the examples' labels index into them.
+    ``parent`` is the folder of the version to start from, None for the very first one.
+    ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
+    config sections as plain values.
+    """
+
+    id: str
+    rung: Rung
+    strategy: str
+    labels: list[str]
+    parent: str | None
+    seed: int
+    threads: int
+    cpu_seconds: float
+    model: dict[str, Any]
+    learn: dict[str, Any]
+    candidates: list[tuple[str, str]] = field(default_factory=list)
+
+    def write(
+        self,
+        folder: Path,
+        examples: Examples,
+        head: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    ) -> None:
+        """Write the job into the empty ``folder``; ``head`` is (weight, bias) given outright."""
+        folder.mkdir(parents=True)
+        arrays = {f"examples/{name}": array for name, array in examples.to_arrays().items()}
+        if head is not None:
+            arrays["head/weight"], arrays["head/bias"] = head
+        save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, folder / EXAMPLES)
+        (folder / JOB).write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """The job that `write` left in ``folder``."""
+        values = json.loads((folder / JOB).read_text())
+        values["candidates"] = [tuple(pair) for pair in values["candidates"]]
+        return cls(**values)
+
+
+def read_examples(
+    folder: Path,
+) -> tuple[Examples, tuple[NDArray[np.float32], NDArray[np.float32]] | None]:
+    """The examples of the job in ``folder``, and the head that it gives outright, if any."""
+    arrays = load_file(folder / EXAMPLES)
+    prefix = "examples/"
+    examples = Examples.from_arrays(
+        {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    )
+    head = None
+    if "head/weight" in arrays:
+        head = (arrays["head/weight"], arrays["head/bias"])
+    return examples, head
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a refresh ended.
+
+    outcome: ``trained`` (version files lie in ``VERSION/``), ``recalled`` (``recall`` lists how
+    the candidates did) or ``failed``. stopped: why training stopped itself early, if it did.
+    metrics: of the INT8 file, for the manifest. lineage: how to make the version again.
+    """
+
+    outcome: Literal["trained", "recalled", "failed"]
+    reason: str = ""
+    stopped: str | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    examples: int = 0
+    parameters_touched: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    input_schema: dict[str, Any] = field(default_factory=dict)
+    recall: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Leave the result in ``folder``, by an atomic rename: it is there whole or not at all."""
+        partial = folder / f"{RESULT}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(partial, folder / RESULT)
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """The result that `write` left in ``folder``.
+
+        Raises:
+            FileNotFoundError: the trainer ended without one.
+        """
+        return cls(**json.loads((folder / RESULT).read_text()))
+
+
+class Progress:
+    """Reads the progress lines of a running trainer, each line once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PROGRESS
+        self._read = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                yield json.loads(line)

@@ -1,0 +1,468 @@
+"""The loop: the way of an event, in one direction.
+
+poll -> predict with the champion's INT8 file -> count -> watch for drift -> judge challenger and
+yardstick -> remember and learn -> let the repair take its step -> checkpoint. Everything the loop
+knows is in `State`; everything that changed who serves is read back from the registry's alias.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.api import Health
+from daemon.checkpoint import CheckpointError, CheckpointStore
+from daemon.config import Config
+from daemon.dead_letters import DeadLetterError, DeadLetters
+from daemon.events import EMPTY, EventBatch
+from daemon.journal import JournalWriter
+from daemon.metrics import Metrics
+from daemon.repair import Repair
+from daemon.served import Answer, Served
+from daemon.sources import Poll, Source
+from daemon.state import State
+from daemon.stream_config import FileSourceConfig
+from daemon.trainer import Trainer
+from drift import Observations, Signal, diagnose
+from learn.examples import Examples
+from registry import Move, Registry, RegistryError
+
+log = logging.getLogger("driftd.loop")
+
+MAX_EVENTS = 256
+POLL_SECONDS = 0.2
+ONLINE_CHUNK = 32
+RETRY_SECONDS = 2.0
+
+
+class Loop:
+    """One model's daemon, without process and network around it.
+
+    `step` is one turn; `run` turns until ``stop`` is set or a finite source is exhausted and the
+    repairs it led to have ended.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        source: Source,
+        dead_letters: DeadLetters,
+        *,
+        checkpoints: CheckpointStore,
+        trainer: Trainer,
+        metrics: Metrics | None = None,
+        health: Health | None = None,
+        actor: str = "driftd",
+    ) -> None:
+        self.config = config
+        self.registry = registry
+        self.source = source
+        self.dead_letters = dead_letters
+        self.checkpoints = checkpoints
+        self.metrics = metrics or Metrics(config.name)
+        self.health = health or Health()
+        self.actor = actor
+        self.state = State(config)
+        self.champion: Served | None = None
+        self.paused = self.pinned = False
+        self.journal = JournalWriter(registry.journal, lambda: self.state.events)
+        self.repair = Repair(
+            config,
+            self.state,
+            registry,
+            self.journal,
+            trainer,
+            self.metrics,
+            self.open_version,
+            actor,
+        )
+        self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
+        self._generation: object = None
+        self._checkpointed = (time.monotonic(), 0)
+        self._started = time.time()
+        self._last_time = float("nan")
+        self._connected: bool | None = None
+        self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Take up the work: from the checkpoint, where there is one, else from the beginning.
+
+        Raises:
+            CheckpointError: checkpoints exist and none is whole.
+            RegistryError: the champion cannot be opened.
+        """
+        found = self.checkpoints.load()
+        if found:
+            self.state.restore(found)
+        self.follow()
+        if found:
+            self.repair.resume()
+        self.source.start(self.state.positions)
+        self.journal.write(
+            "started",
+            champion=self.state.champion,
+            checkpoint=found.sequence if found else None,
+            fallback=found.fallback if found else None,
+            positions=self.state.listed_positions(),
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Turn until ``stop`` is set, or until a finite source has ended and all is settled."""
+        while not stop.is_set():
+            turned = self.step()
+            if self.source.ended and not turned and not self.busy:
+                break
+
+    @property
+    def busy(self) -> bool:
+        """Whether work goes on that needs no further event."""
+        return self.repair.trainer.running
+
+    def close(self, reason: str) -> None:
+        """Stop the trainer, write a last checkpoint, let go of the source."""
+        self.repair.close()
+        try:
+            self.checkpoint()
+        finally:
+            self.journal.write("stopped", champion=self.state.champion, reason=reason)
+            self.source.close()
+            self.dead_letters.close()
+
+    # ---------------------------------------------------------------- one turn
+
+    def step(self) -> int:
+        """One turn of the loop; returns the number of events taken in."""
+        polled = self._poll()
+        began = time.perf_counter()
+        for letter in polled.rejected:
+            self.dead_letters.send(letter)
+            self.metrics.dead_letters(letter.reason).inc()
+            self.metrics.events("rejected").inc()
+        try:
+            self.follow()
+        except RegistryError as error:
+            self._survived("registry", error)
+        batch = polled.batch
+        if len(batch):
+            self.take_in(batch)
+            self.metrics.batch_events().observe(len(batch))
+            self.metrics.step_seconds().observe(time.perf_counter() - began)
+        self.state.positions |= polled.positions
+        try:
+            self._serve_requests()
+            self._bootstrap_if_due()
+            self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
+            self.follow()
+        except (RegistryError, OSError) as error:
+            # A full disk or a store that is away: go on observing, try again next turn.
+            self._survived("repair", error)
+        self.journal.flush()
+        self._checkpoint_if_due()
+        self._report()
+        return len(batch) + len(polled.rejected)
+
+    def take_in(self, batch: EventBatch) -> None:
+        """Test, then learn: one batch of events in the order they were read."""
+        state = self.state
+        numbers = state.events + np.arange(len(batch), dtype=np.int64)
+        before = len(state.classes)
+        labels = state.classes.index(batch.labels)
+        self._greet(state.classes.names[before:])
+        known = labels >= 0
+        self.metrics.events("labelled").inc(int(known.sum()))
+        self.metrics.events("unlabelled").inc(int((~known).sum()))
+        self._last_time = float(batch.times[-1])
+        if self.champion is None:
+            self._remember(batch, numbers, labels, None, "")
+            state.events += len(batch)
+            return
+        with self.metrics.inference_seconds().time():
+            answer = self.champion.answer(batch.inputs)
+        right = answer.predicted[known] == labels[known]
+        state.prequential.observe(numbers[known], right)
+        self.repair.observe(batch.inputs, answer, labels, self.champion)
+        observed = Observations(answer.embeddings, answer.probabilities, labels, batch.times)
+        signals = state.watch.observe(observed)
+        if not self.paused:
+            self._learn_online(batch, answer, labels)
+            self._remember(batch, numbers, labels, answer, self.champion.encoder)
+        state.events += len(batch)
+        self._alarm(signals)
+
+    def _alarm(self, signals: list[Signal]) -> None:
+        for signal in signals:
+            self.metrics.drift_score(signal.detector, signal.kind).set(signal.score)
+            self.metrics.drift_threshold(signal.detector, signal.kind).set(signal.threshold)
+        alarmed = [signal for signal in signals if signal.alarmed]
+        if not alarmed:
+            return
+        state = self.state
+        for signal in alarmed:
+            self.metrics.alarms(signal.detector, signal.kind).inc()
+        if state.events < state.quiet_until and state.incident is None:
+            self.journal.write(
+                "alarm-held",
+                detectors=[signal.detector for signal in alarmed],
+                reason=f"cooling down until event {state.quiet_until}",
+            )
+            return
+        assert state.watch.reference is not None
+        diagnosis = diagnose(alarmed, state.watch.reference, state.watch.recent)
+        self.repair.alarm(diagnosis)
+
+    def _greet(self, names: list[str]) -> None:
+        for name in names:
+            self.metrics.new_classes().inc()
+            if self.champion is not None:
+                log.warning("new label %r: the model learns it once it has seen enough", name)
+                grows_after = self.config.learn.new_class_min
+                self.journal.write("new-class", label=name, grows_after=grows_after)
+
+    def _learn_online(self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]) -> None:
+        state, champion = self.state, self.champion
+        if not self.config.policy.online_head or champion is None or state.online is None:
+            return
+        rows = np.flatnonzero((labels >= 0) & ~state.memory.held_out(batch.ids))
+        for start in range(0, len(rows), ONLINE_CHUNK):
+            chunk = rows[start : start + ONLINE_CHUNK]
+            embeddings, truth = answer.embeddings[chunk], labels[chunk]
+            state.online.grow(len(state.classes))
+            ours = state.online.logits(embeddings).argmax(axis=1)
+            state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
+            state.online.learn(embeddings, truth)
+
+    def _remember(
+        self,
+        batch: EventBatch,
+        numbers: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        answer: Answer | None,
+        encoder: str,
+    ) -> None:
+        known = labels >= 0
+        if not known.any():
+            return
+        mine = batch.take(known)
+        examples = Examples(
+            ids=mine.ids,
+            times=mine.times,
+            inputs=mine.inputs,
+            labels=labels[known],
+            embeddings=answer.embeddings[known] if answer else None,
+            weights=np.ones(len(mine), dtype=np.float32),
+            topics=mine.topics,
+            partitions=mine.partitions,
+            offsets=mine.offsets,
+            arrivals=numbers[known],
+        )
+        self.state.memory.add(examples, encoder)
+
+    def _poll(self) -> Poll:
+        try:
+            if self._finite and self.repair.trainer.running:
+                # A file can wait: its events meet the model that a live stream would have met.
+                time.sleep(POLL_SECONDS / 4)
+                return Poll(EMPTY, [], {})
+            return self.source.poll(MAX_EVENTS, POLL_SECONDS)
+        finally:
+            self.health.turned = time.monotonic()
+
+    # ---------------------------------------------------------------- the alias and the operators
+
+    def open_version(self, version: str) -> Served:
+        """Open a version as the server does: digests verified, then the session."""
+        folder = self.registry.path(version, verify=True)
+        manifest = self.registry.version(version).manifest
+        return Served.open(folder, manifest, self.state.classes)
+
+    def follow(self) -> None:
+        """Follow the registry: who serves, and what operators said."""
+        generation = self.registry.generation()
+        if generation == self._generation:
+            return
+        found = self.registry.state()
+        self.paused, self.pinned = found.paused is not None, found.pinned is not None
+        self.metrics.paused().set(self.paused)
+        self.metrics.pinned().set(self.pinned)
+        if found.champion is not None and (
+            self.champion is None or self.champion.version != found.champion
+        ):
+            self._swap(found.champion, found.move)
+        self._generation = generation
+
+    def _swap(self, version: str, move: Move | None) -> None:
+        state, old = self.state, self.champion
+        served = self.open_version(version)
+        resumed = old is None and state.champion == version
+        self.champion = served
+        if resumed:
+            self.metrics.champion(version, state.champion_since)
+            return
+        began = time.time()
+        state.follow_champion(served, began)
+        mine = move is not None and move.actor == self.actor
+        promotion = move is not None and move.kind == "promote"
+        if move is not None and move.kind == "rollback" and not mine:
+            self.metrics.rollbacks("operator").inc()
+        self.repair.moved(served, old, mine=mine, promotion=promotion)
+        self.metrics.champion(version, began)
+        log.info("%s serves now (before: %s)", version, old.version if old else "none")
+        self.checkpoint()
+
+    def _serve_requests(self) -> None:
+        for request in self.registry.requests():
+            if request.kind != "refresh":
+                log.warning("request %s of unknown kind %r ignored", request.id, request.kind)
+            elif self.champion is None:
+                continue
+            else:
+                self.repair.request(request.body.get("rung"), request.reason)
+            self.registry.done(request)
+
+    def _bootstrap_if_due(self) -> None:
+        if self.champion is not None or self.state.incident is not None or self.paused:
+            return
+        if self.state.memory.labelled >= self.config.bootstrap.warmup_events:
+            self.repair.bootstrap()
+
+    # ---------------------------------------------------------------- checkpoint and report
+
+    def _checkpoint_if_due(self) -> None:
+        then, events = self._checkpointed
+        settings = self.config.checkpoint
+        due = self.state.events - events >= settings.every_events
+        if due or time.monotonic() - then >= settings.every_seconds:
+            try:
+                self.checkpoint()
+            except (CheckpointError, DeadLetterError) as error:
+                # Not fatal: the old checkpoint stands and the events can be read again.
+                self._checkpointed = (
+                    time.monotonic() - settings.every_seconds + RETRY_SECONDS,
+                    events,
+                )
+                self._survived("checkpoint", error)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint now; dead letters are delivered first, so that none is lost."""
+        self.dead_letters.flush()
+        began = time.perf_counter()
+        size = self.checkpoints.save(self.state.values(), self.state.arrays())
+        self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
+        self.metrics.checkpoint_bytes().set(size)
+        self.metrics.checkpoint_timestamp().set_to_current_time()
+        self._checkpointed = (time.monotonic(), self.state.events)
+        self.source.checkpointed(self.state.positions)
+
+    def _survived(self, where: str, error: Exception) -> None:
+        log.error("%s: %s", where, error)
+        self.metrics.errors(where).inc()
+        self.health.why = f"{where}: {error}"
+
+    def _report(self) -> None:
+        state, source = self.state, self.source
+        self.metrics.lag_events().set(source.lag() or 0)
+        self.metrics.source_connected().set(source.connected)
+        self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
+        for window, value in self._accuracy().items():
+            self.metrics.accuracy(window).set(value)
+        for part, count in state.memory.sizes().items():
+            self.metrics.memory_events(part).set(count)
+        if source.connected != self._connected:
+            self._connected = source.connected
+            self.journal.write("source-connected" if source.connected else "source-away")
+        self.health.ready = self.champion is not None and source.connected
+        if self.health.ready:
+            self.health.why = "ready"
+        elif self.champion is None:
+            warmup = self.config.bootstrap.warmup_events
+            self.health.why = f"no champion yet: {state.memory.labelled} of {warmup} events"
+        else:
+            self.health.why = "the source is away"
+        self.snapshot = self.status()
+
+    def _accuracy(self) -> dict[str, float]:
+        score = self.state.prequential
+        values = {
+            "total": score.accuracy,
+            "recent": score.recent_accuracy,
+            "since_promotion": score.since_accuracy,
+            "reference": self.state.watch.reference_accuracy,
+        }
+        return {window: value for window, value in values.items() if not np.isnan(value)}
+
+    def status(self) -> dict[str, Any]:
+        """A snapshot of everything an operator asks first, as plain values."""
+        state, job = self.state, self.repair.trainer.job
+        incident, trial, probation = state.incident, state.trial, state.probation
+        watch = state.watch
+        return {
+            "model": self.config.name,
+            "state": self._phase(),
+            "ready": self.health.ready,
+            "reason": self.health.why,
+            "started": self._started,
+            "champion": state.champion,
+            "champion_since": state.champion_since,
+            "labels": list(self.champion.labels) if self.champion else [],
+            "paused": self.paused,
+            "pinned": self.pinned,
+            "events": state.events,
+            "labelled": state.prequential.labelled,
+            "right": state.prequential.right,
+            "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
+            "source": {
+                "connected": self.source.connected,
+                "lag_events": self.source.lag(),
+                "positions": state.listed_positions(),
+            },
+            "drift": {
+                "watching": watch.armed,
+                "reference_events": watch.gathered
+                if not watch.armed
+                else len(watch.reference or ()),
+                "signals": [
+                    {
+                        "detector": signal.detector,
+                        "kind": signal.kind,
+                        "score": round(signal.score, 4),
+                        "threshold": round(signal.threshold, 4),
+                    }
+                    for signal in watch.signals
+                ],
+            },
+            "incident": incident.as_dict() if incident else None,
+            "refresh": job and {"rung": job.rung, "seconds": round(self.repair.trainer.seconds, 1)},
+            "trial": trial.as_dict() if trial else None,
+            "probation": probation
+            and {
+                "version": probation.version,
+                "previous": probation.previous,
+                **probation.test.as_dict(),
+            },
+            "memory": state.memory.sizes(),
+            "checkpoint_age_seconds": round(time.monotonic() - self._checkpointed[0], 1),
+        }
+
+    def _phase(self) -> str:
+        state = self.state
+        if self.paused:
+            return "paused"
+        if self.champion is None:
+            return "bootstrapping"
+        if state.trial:
+            return "trial"
+        if self.repair.trainer.running:
+            return "refreshing"
+        if state.incident:
+            return "incident"
+        if state.probation:
+            return "probation"
+        return "watching" if state.watch.armed else "learning what is normal"

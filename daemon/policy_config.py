@@ -1,0 +1,274 @@
+"""The daemon's own settings: when to train, when to trust the result, when to take it back.
+
+Every default of bootstrap, policy, gate, probation, trainer, checkpoint, HTTP and log stands here
+once, with its reason, so that an operator can argue with a number without reading the loop. Shares
+are fractions of 1; "points" are percentage points of accuracy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Rung = Literal["recall", "online", "head", "partial", "lora", "full"]
+LADDER: tuple[Rung, ...] = get_args(Rung)
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
+
+
+class BootstrapConfig(Section):
+    """The first version, when the registry is still empty."""
+
+    warmup_events: int = Field(
+        default=1000,
+        ge=1,
+        description="Labelled events to gather before the first model is trained and served. Too"
+        " few give a weak start; the drift reference is taken from the same events.",
+    )
+    strategy: Literal["head", "partial", "lora", "full"] = Field(
+        default="head",
+        description="How the first version is trained. A head on a pretrained encoder is ready in"
+        " seconds and is a fair start for every later rung.",
+    )
+
+
+class PolicyConfig(Section):
+    """Which repair is tried after an alarm, and how much repairing is allowed."""
+
+    rungs: tuple[Rung, ...] = Field(
+        default=LADDER,
+        min_length=1,
+        description="The rungs of the ladder that may be used, cheapest first. Leave one out and"
+        " the policy climbs past it.",
+    )
+    online_head: bool = Field(
+        default=True,
+        description="Update the head in place with every labelled event. Costs under a"
+        " millisecond an event and keeps up with slow drift between refreshes.",
+    )
+    cooldown_events: int = Field(
+        default=1000,
+        ge=0,
+        description="Events after a finished refresh before the next alarm may start one, so that"
+        " a repair is seen working before it is judged again.",
+    )
+    min_labelled: int = Field(
+        default=100,
+        ge=1,
+        description="Labelled events since the alarm that a refresh needs; with fewer, the new"
+        " regime is not yet in the data.",
+    )
+    min_labelled_by_rung: dict[Rung, int] = Field(
+        default={"partial": 300, "lora": 300, "full": 1000},
+        description="Labelled events that a rung needs where `min_labelled` is too few for it: the"
+        " more weights move, the more examples must hold them.",
+    )
+    min_damage_points: float = Field(
+        default=2.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that an alarm must have cost before training starts. Drift"
+        " that does no damage is journalled and left alone.",
+    )
+    tolerance_points: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="Points below the accuracy before the drift at which the damage counts as"
+        " repaired and the climb ends.",
+    )
+    settle_events: int = Field(
+        default=500,
+        ge=0,
+        description="Events after a promotion during which the climb rests and the new champion"
+        " shows whether it repaired the damage.",
+    )
+    max_promotions_per_day: int = Field(
+        default=24,
+        ge=1,
+        description="Promotions in any 24 hours. More than one an hour is a sign of flapping and"
+        " wants a person.",
+    )
+    cpu_seconds_per_refresh: float = Field(
+        default=600.0,
+        gt=0,
+        description="Processor seconds that one refresh may spend; a strategy that would need"
+        " more stops early and hands in its best round.",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PolicyConfig:
+        places = [LADDER.index(rung) for rung in self.rungs]
+        if places != sorted(set(places)):
+            raise ValueError("rungs must be in the ladder's order, each once: " + ", ".join(LADDER))
+        return self
+
+
+class GateConfig(Section):
+    """The test that a challenger must pass before it serves."""
+
+    alpha: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Chance that the gate promotes a challenger that is no better. Lower asks for"
+        " more events per decision.",
+    )
+    min_events: int = Field(
+        default=50,
+        ge=1,
+        description="Held-out labelled events before the gate may decide at all.",
+    )
+    max_events: int = Field(
+        default=2000,
+        ge=1,
+        description="Deadline: unseen labelled events after which a challenger that is not shown"
+        " better is rejected and the champion goes on.",
+    )
+    minimal_gain: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that the challenger must gain over the champion. Raise it"
+        " where a swap has a cost of its own.",
+    )
+    class_floor: float = Field(
+        default=10.0,
+        ge=0,
+        le=100,
+        description="Points of recall that any single class may lose. Stops an average that"
+        " improves by giving up a small class.",
+    )
+    negative_flips: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of events that the champion has right and the challenger wrong. Users"
+        " feel these flips even when the average improves.",
+    )
+    latency_ratio: float = Field(
+        default=1.3,
+        gt=0,
+        description="Time of a prediction against the champion's on the same events; above it the"
+        " challenger is rejected.",
+    )
+    size_ratio: float = Field(
+        default=0.3,
+        gt=0,
+        description="Size of the INT8 file against FP32. A quantised encoder lies near 0.25; more"
+        " means that something was left unquantised.",
+    )
+    parity_points: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that INT8 may lose against the trained FP32 model.",
+    )
+
+    @model_validator(mode="after")
+    def _deadline_after_start(self) -> GateConfig:
+        if self.max_events < self.min_events:
+            raise ValueError(
+                f"max_events ({self.max_events}) must be at least min_events ({self.min_events})"
+            )
+        return self
+
+
+class ProbationConfig(Section):
+    """The watch over a version that was just promoted."""
+
+    events: int = Field(
+        default=2000,
+        ge=0,
+        description="Labelled events after a promotion during which the old champion is scored"
+        " beside the new one; 0 switches the watch off.",
+    )
+    alpha: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Chance of a rollback by mistake in one probation.",
+    )
+
+
+class TrainerConfig(Section):
+    """Limits of the process that trains; consuming and serving never wait for it."""
+
+    threads: int = Field(
+        default=1,
+        ge=1,
+        description="Threads for training. One leaves the other cores to serving.",
+    )
+    memory_mb: int | None = Field(
+        default=None,
+        ge=256,
+        description="Address space of the trainer in MiB, enforced by the kernel. Full"
+        " fine-tuning of a MiniLM needs about 2000; empty means no limit.",
+    )
+    nice: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="Scheduling priority of the trainer: 0 equal to serving, 19 lowest.",
+    )
+    timeout_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        description="Wall time after which a refresh is stopped and journalled as failed.",
+    )
+
+
+class CheckpointConfig(Section):
+    """Where the daemon keeps its state together with the offsets that produced it."""
+
+    path: Path = Field(
+        default=Path("state"),
+        description="Folder for checkpoints. Must survive a restart: with it every event is"
+        " learned exactly once.",
+    )
+    every_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Longest time between checkpoints; what a crash has to read again.",
+    )
+    every_events: int = Field(
+        default=5000,
+        ge=1,
+        description="Most events between checkpoints; whichever comes first.",
+    )
+
+
+class HttpConfig(Section):
+    """The daemon's own pages: metrics, health, status, journal. Read only."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to bind. Loopback, so that nothing is open to a network before"
+        " someone asks for it; a container sets 0.0.0.0.",
+    )
+    port: int = Field(
+        default=8081,
+        ge=0,
+        le=65535,
+        description="Port to bind, beside the server's 8080; 0 lets the system choose.",
+    )
+
+
+class LogConfig(Section):
+    """What the daemon writes to its standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important lines to write. `info` is a line per decision."
+    )
+    format: Literal["text", "json"] = Field(
+        default="text",
+        description="`text` for people, `json` for log collectors: one object a line.",
+    )

@@ -1,0 +1,683 @@
+"""Repair: from an alarm to a better champion, one journalled step at a time.
+
+Owns the incident, the trainer, the trial before the gate and the probation after a promotion.
+It never swaps anything itself: a promotion or a rollback is a move of the registry's alias, and
+the loop follows the alias, whoever moved it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.config import Config
+from daemon.evidence import PairedTest
+from daemon.gate import Trial, Verdict, artefact_checks
+from daemon.job import VERSION, Job, Result
+from daemon.journal import JournalWriter
+from daemon.metrics import Metrics
+from daemon.policy import Attempt, Choice, Incident, Situation, choose
+from daemon.policy_config import Rung
+from daemon.served import Answer, Served
+from daemon.state import Probation, State
+from daemon.trainer import Trainer
+from deploy.session import Session
+from drift import Diagnosis
+from learn.examples import Examples
+from registry import ManifestDraft, Registry, RegistryError
+
+log = logging.getLogger("driftd.repair")
+
+BACKLOG = 512
+RECALL_EVENTS = 300
+RECALL_CANDIDATES = 8
+LATENCY_ROUNDS = 15
+
+Open = Callable[[str], Served]
+
+
+class Repair:
+    """The state machine of one model's repairs."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        registry: Registry,
+        journal: JournalWriter,
+        trainer: Trainer,
+        metrics: Metrics,
+        open_version: Open,
+        actor: str,
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.registry = registry
+        self.journal = journal
+        self.trainer = trainer
+        self.metrics = metrics
+        self.actor = actor
+        self.challenger: Served | None = None
+        self.yardstick: Served | None = None
+        self._open = open_version
+        self._cutoff = 0
+        self._waiting = ""
+
+    # ---------------------------------------------------------------- what the loop reports
+
+    def resume(self) -> None:
+        """After a restart: open again what the checkpoint says is on trial or on probation."""
+        state = self.state
+        try:
+            if state.trial:
+                self.challenger = self._open(state.trial.version)
+            if state.probation:
+                self.yardstick = self._open(state.probation.previous)
+        except RegistryError as error:
+            log.error("cannot go on with the trial or probation: %s", error)
+            self.journal.write("trial-dropped", reason=str(error))
+            state.trial = state.probation = None
+            self.challenger = self.yardstick = None
+
+    def observe(
+        self,
+        inputs: NDArray[np.generic],
+        answer: Answer,
+        labels: NDArray[np.int64],
+        champion: Served,
+    ) -> None:
+        """Judge the challenger and the yardstick on a batch of events, before any learning.
+
+        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived.
+        """
+        known = labels >= 0
+        if not known.any():
+            return
+        inputs, embeddings = inputs[known], answer.embeddings[known]
+        predicted, truth = answer.predicted[known], labels[known]
+        trial, probation = self.state.trial, self.state.probation
+        if trial and self.challenger:
+            other = self.challenger.predict(inputs, embeddings, champion.encoder)
+            trial.observe(truth, other, predicted)
+            self.metrics.trial_events().set(trial.test.events)
+        if probation and self.yardstick:
+            old = self.yardstick.predict(inputs, embeddings, champion.encoder)
+            probation.test.observe(predicted == truth, old == truth)
+
+    def alarm(self, diagnosis: Diagnosis) -> None:
+        """The monitors alarmed: open an incident, or add to the evidence of the open one."""
+        state = self.state
+        self.journal.write(
+            "alarm",
+            incident=self._incident_id(),
+            drift=diagnosis.kind,
+            sentence=diagnosis.sentence(state.classes.names),
+            diagnosis=diagnosis.as_dict(),
+        )
+        if state.incident is not None:
+            return
+        # Another regime, another chance for versions that failed in the last one.
+        state.failed.clear()
+        onset = max(state.events - diagnosis.onset.events_ago, state.champion_event)
+        self._open_incident(
+            Incident(
+                id="",
+                cause="drift",
+                kind=diagnosis.kind,
+                opened_event=state.events,
+                onset_event=onset,
+                since_event=onset,
+                reference_accuracy=_or(state.watch.reference_accuracy, 1.0),
+                severity=diagnosis.severity,
+                sentence=diagnosis.sentence(state.classes.names),
+            )
+        )
+
+    def request(self, rung: Rung | None, reason: str) -> None:
+        """An operator asks for a refresh: of one rung, or up the whole ladder."""
+        state = self.state
+        if state.incident is not None:
+            self._cancel("an operator asked for a refresh")
+            self._close("superseded", f"an operator asked for a refresh: {reason}")
+        self._open_incident(
+            Incident(
+                id="",
+                cause="operator",
+                kind="request",
+                opened_event=state.events,
+                onset_event=state.champion_event,
+                since_event=state.champion_event,
+                reference_accuracy=1.0,
+                sentence=reason,
+                only=rung,
+            )
+        )
+
+    def moved(self, served: Served, old: Served | None, *, mine: bool, promotion: bool) -> None:
+        """The champion alias moved to ``served``; ``mine`` if this daemon moved it."""
+        state = self.state
+        if state.trial:
+            self._drop_trial(f"the champion is now {served.version}")
+        state.probation, self.yardstick = None, None
+        if promotion and old is not None and self.config.probation.events:
+            test = PairedTest(self.config.probation.alpha)
+            state.probation = Probation(served.version, old.version, state.events, test)
+            self.yardstick = old
+        if state.incident and not mine:
+            self._cancel("the champion was moved from outside")
+            self._close("superseded", f"the champion was moved to {served.version} from outside")
+        self.metrics.probation().set(state.probation is not None)
+
+    # ---------------------------------------------------------------- what it does next
+
+    def bootstrap(self) -> None:
+        """Make the first version from what is in memory."""
+        state, settings = self.state, self.config.bootstrap
+        incident = Incident(
+            id="",
+            cause="bootstrap",
+            kind="bootstrap",
+            opened_event=state.events,
+            onset_event=0,
+            since_event=0,
+            reference_accuracy=0.0,
+            sentence=f"no champion yet: first training on {state.memory.labelled} events",
+            only=settings.strategy,
+        )
+        self._open_incident(incident)
+        self._start(settings.strategy, None, incident.sentence)
+
+    def advance(self, champion: Served | None, *, paused: bool, pinned: bool) -> None:
+        """Take whatever step is due; called once a turn of the loop."""
+        self._follow_trainer(champion)
+        if champion is None:
+            return
+        if self._judge_probation() or self.trainer.running:
+            return
+        state = self.state
+        if state.trial:
+            if not pinned and not paused:
+                self._judge_trial(state.trial, champion)
+        elif state.incident:
+            self._climb(state.incident, champion, paused=paused, pinned=pinned)
+        elif not paused and not pinned:
+            self._propose_online()
+
+    def close(self) -> None:
+        """End the trainer; the rung is tried again after the restart."""
+        self.trainer.cancel()
+
+    # ---------------------------------------------------------------- incidents
+
+    def _open_incident(self, incident: Incident) -> None:
+        state = self.state
+        state.incidents += 1
+        incident.id = f"i{state.incidents:04d}"
+        state.incident = incident
+        self._waiting = ""
+        self.metrics.incident_open().set(1)
+        self.journal.write("incident-opened", **_brief(incident))
+
+    def _close(self, outcome: str, reason: str) -> None:
+        state, incident = self.state, self.state.incident
+        if incident is None:
+            return
+        self.journal.write(
+            "incident-closed",
+            **_brief(incident),
+            outcome=outcome,
+            reason=reason,
+            attempts=[attempt.rung for attempt in incident.attempts],
+            cpu_seconds=round(incident.cpu_seconds, 2),
+        )
+        self.metrics.incidents(incident.kind, outcome).inc()
+        self.metrics.incident_open().set(0)
+        state.incident = None
+        state.quiet_until = state.events + self.config.policy.cooldown_events
+        if outcome in ("harmless", "unrepaired"):
+            # What moved is the new normal; against the old reference it would alarm for ever.
+            state.watch.rearm()
+
+    def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
+        state = self.state
+        outcomes = state.prequential.since(incident.since_event)
+        situation = Situation(
+            event=state.events,
+            labelled=len(outcomes),
+            accuracy=float(outcomes.mean()) if len(outcomes) else math.nan,
+            archived=len(self._archived(champion)),
+            online_head=self.config.policy.online_head and state.online is not None,
+            promotions_today=state.promotions_today(),
+            paused=paused,
+            pinned=pinned,
+        )
+        choice = choose(incident, situation, self.config.policy)
+        if choice.action == "wait":
+            self._wait(choice)
+        elif choice.action == "close":
+            self._close(choice.outcome, choice.reason)
+        elif choice.rung is not None:
+            self._start(choice.rung, champion, choice.reason)
+
+    def _wait(self, choice: Choice) -> None:
+        # The count in the sentence changes with every batch; the journal wants the first of a kind.
+        kind = "".join(c for c in choice.reason if not c.isdigit())
+        if kind != self._waiting:
+            self._waiting = kind
+            self.journal.write("waiting", incident=self._incident_id(), reason=choice.reason)
+
+    def _propose_online(self) -> None:
+        state = self.state
+        test = state.online_test
+        if state.events < state.quiet_until or test.events < self.config.policy.min_labelled:
+            return
+        if not self.config.policy.online_head or test.verdict != "better":
+            return
+        if state.promotions_today() >= self.config.policy.max_promotions_per_day:
+            return
+        self._open_incident(
+            Incident(
+                id="",
+                cause="improvement",
+                kind="improvement",
+                opened_event=state.events,
+                onset_event=state.champion_event,
+                since_event=state.champion_event,
+                reference_accuracy=_or(state.prequential.since_accuracy, 0.0),
+                sentence=f"the online head is better by {test.gain:.1f} points on {test.events} "
+                f"events (e-value {test.better:.3g})",
+                only="online",
+            )
+        )
+
+    # ---------------------------------------------------------------- refreshes
+
+    def _start(self, rung: Rung, champion: Served | None, reason: str) -> None:
+        state, incident = self.state, self.state.incident
+        assert incident is not None
+        attempt = Attempt(rung=rung, started_event=state.events)
+        incident.attempts.append(attempt)
+        labels, examples = self._examples(rung, incident, champion)
+        self._cutoff = state.events
+        parent = champion and self.registry.path(champion.version, verify=False)
+        job = Job(
+            id=f"{incident.id}-{len(incident.attempts)}-{rung}",
+            rung=rung,
+            strategy=rung,
+            labels=labels,
+            parent=str(parent) if parent else None,
+            seed=self.config.seed + state.incidents,
+            threads=self.config.trainer.threads,
+            cpu_seconds=self.config.policy.cpu_seconds_per_refresh,
+            model=self.config.model.model_dump(mode="json"),
+            learn=self.config.learn.model_dump(mode="json"),
+            candidates=[
+                (version, str(self.registry.path(version, verify=False)))
+                for version in (
+                    [champion.version, *self._archived(champion)]
+                    if champion and rung == "recall"
+                    else []
+                )
+            ],
+        )
+        head = None
+        if rung == "online" and state.online is not None:
+            columns = np.array([state.classes.add(name) for name in labels])
+            given = state.online.head
+            head = (given.weight[:, columns], given.bias[columns])
+        attempt.examples = len(examples)
+        job.write(self.trainer.folder_of(job), examples, head)
+        self.trainer.start(job)
+        self.metrics.refresh_running().set(1)
+        self.journal.write(
+            "refresh-started",
+            incident=incident.id,
+            rung=rung,
+            reason=reason,
+            examples=len(examples),
+            labels=len(labels),
+            parent=champion.version if champion else None,
+            candidates=[version for version, _ in job.candidates],
+        )
+
+    def _examples(
+        self, rung: Rung, incident: Incident, champion: Served | None
+    ) -> tuple[list[str], Examples]:
+        """The new version's labels, and the examples with labels that index into them."""
+        state, settings = self.state, self.config.learn
+        known = list(champion.labels) if champion else []
+        counts = state.memory.class_counts()
+        names = known + [
+            name
+            for number, name in enumerate(state.classes.names)
+            if name not in known and counts.get(number, 0) >= settings.new_class_min
+        ]
+        if rung == "recall":
+            found = state.memory.recent(RECALL_EVENTS, since=incident.since_event, training=True)
+        elif rung == "online":
+            found = state.memory.recent(state.memory.config.recent, since=0, training=True)
+        else:
+            found = state.memory.training_set(
+                since=incident.onset_event,
+                replay=settings.replay,
+                replay_weight=settings.replay_weight,
+                seed=self.config.seed,
+            )
+        place = np.full(len(state.classes) + 1, -1, dtype=np.int64)
+        for position, name in enumerate(names):
+            place[state.classes.add(name)] = position
+        found = found.relabelled(place[found.labels])
+        return names, found.take(found.labels >= 0)
+
+    def _archived(self, champion: Served) -> list[str]:
+        """Versions that could be recalled, newest first."""
+        registered = self.registry.state()
+        barred = {champion.version, *registered.withdrawn, *self.state.failed}
+        versions = [v.id for v in reversed(self.registry.versions()) if v.id not in barred]
+        return versions[:RECALL_CANDIDATES]
+
+    def _follow_trainer(self, champion: Served | None) -> None:
+        job = self.trainer.job
+        if job is None:
+            return
+        for line in self.trainer.progress():
+            self._panel(job, line)
+        result = self.trainer.result()
+        if result is None:
+            return
+        self.metrics.refresh_running().set(0)
+        self.metrics.refresh_seconds(job.strategy).observe(result.seconds)
+        self.metrics.refresh_cpu_seconds(job.strategy).inc(result.cpu_seconds)
+        try:
+            self._collect(job, result, champion)
+        except RegistryError as error:
+            log.error("cannot register the result of %s: %s", job.id, error)
+            self._attempt_ended("failed", str(error))
+        finally:
+            self.trainer.done()
+
+    def _panel(self, job: Job, line: dict[str, Any]) -> None:
+        panel = {
+            "gradient_norm": self.metrics.gradient_norm,
+            "update_to_weight": self.metrics.update_to_weight,
+            "loss_fall": self.metrics.loss_fall,
+            "accuracy_gain": self.metrics.accuracy_gain,
+            "gap": self.metrics.gap,
+        }
+        for name, gauge in panel.items():
+            if isinstance(line.get(name), int | float):
+                gauge(job.strategy).set(line[name])
+        self.journal.write("round", incident=self._incident_id(), rung=job.rung, **line)
+
+    def _collect(self, job: Job, result: Result, champion: Served | None) -> None:
+        """The trainer ended: a candidate goes on trial, or the attempt is over."""
+        incident = self.state.incident
+        if incident is None or not incident.attempts:
+            return
+        attempt = incident.attempts[-1]
+        attempt.seconds, attempt.cpu_seconds = result.seconds, result.cpu_seconds
+        attempt.parameters = result.parameters_touched
+        self.metrics.refreshes(job.strategy, result.outcome).inc()
+        self.journal.write(
+            "refresh-finished",
+            incident=incident.id,
+            rung=job.rung,
+            outcome=result.outcome,
+            reason=result.reason,
+            stopped=result.stopped,
+            seconds=result.seconds,
+            cpu_seconds=result.cpu_seconds,
+            peak_memory_mb=result.peak_memory_mb,
+            examples=result.examples,
+            parameters_touched=result.parameters_touched,
+            metrics=result.metrics,
+            recall=result.recall,
+        )
+        if result.outcome == "failed":
+            self._attempt_ended("failed", result.reason)
+        elif result.outcome == "recalled":
+            self._recalled(result, champion)
+        else:
+            self._publish(job, result, champion)
+
+    def _recalled(self, result: Result, champion: Served | None) -> None:
+        assert champion is not None
+        ours = next((r["accuracy"] for r in result.recall if r["version"] == champion.version), 0.0)
+        others = [r for r in result.recall if r["version"] != champion.version]
+        best = max(others, key=lambda row: row["accuracy"], default=None)
+        if best is None or best["accuracy"] <= ours:
+            found = f"{best['accuracy']:.1%}" if best else "none"
+            reason = (
+                f"no archived version fits the recent events better ({found} against {ours:.1%})"
+            )
+            self._attempt_ended("rejected", reason)
+            return
+        self._begin_trial(best["version"], "recall", champion)
+
+    def _publish(self, job: Job, result: Result, champion: Served | None) -> None:
+        folder = self.trainer.folder_of(job) / VERSION
+        draft = ManifestDraft(
+            parent=champion.version if champion else None,
+            strategy=job.strategy,
+            rung=job.rung,
+            task=self.config.model.task,
+            labels=job.labels,
+            input_schema=result.input_schema,
+            metrics=result.metrics,
+            lineage=result.lineage,
+        )
+        version = self.registry.publish(folder, draft, actor=self.actor)
+        if champion is None:
+            reason = f"first version, from {result.examples} events"
+            self.registry.promote(version.id, actor=self.actor, reason=reason)
+            self._attempt_ended("promoted", reason, version=version.id)
+            self._close("bootstrapped", reason)
+            return
+        self.registry.set_challenger(version.id, actor=self.actor, reason=f"trained: {job.rung}")
+        self._begin_trial(version.id, job.rung, champion)
+
+    # ---------------------------------------------------------------- the trial before the gate
+
+    def _begin_trial(self, version: str, rung: Rung, champion: Served) -> None:
+        """Open the INT8 file as the server will, and judge what is at hand at once."""
+        state, incident = self.state, self.state.incident
+        assert incident is not None
+        manifest = self.registry.version(version).manifest
+        challenger = self._open(version)
+        ratio = None
+        if challenger.encoder != champion.encoder:
+            ratio = _latency_ratio(challenger.session, champion.session, state)
+        checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
+        trial = Trial(version, rung, self.config.gate, state.classes.names, checks)
+        self.challenger, state.trial = challenger, trial
+        incident.attempts[-1].version = version
+        incident.attempts[-1].outcome = "trial"
+        unseen = state.memory.unseen(since=incident.since_event, cutoff=self._cutoff, limit=BACKLOG)
+        if len(unseen):
+            truth = unseen.labels
+            ours = self._predict(challenger, unseen)
+            trial.observe(truth, ours, self._predict(champion, unseen))
+        self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
+        self._judge_trial(trial, champion)
+
+    def _predict(self, served: Served, examples: Examples) -> NDArray[np.int64]:
+        found = examples.embeddings
+        ours = self.state.memory.encoder == served.encoder
+        if ours and found is not None and np.isfinite(found).all():
+            return served.judge(found)
+        return served.answer(examples.inputs).predicted
+
+    def _judge_trial(self, trial: Trial, champion: Served) -> None:
+        verdict = trial.verdict()
+        if verdict.decision == "undecided":
+            return
+        evidence = trial.as_dict()
+        incident_id = self._incident_id()
+        self.registry.attach(trial.version, "gate", {**evidence, "champion": champion.version})
+        self.metrics.verdicts(verdict.decision, trial.rung).inc()
+        self.journal.write("verdict", incident=incident_id, champion=champion.version, **evidence)
+        if verdict.decision == "promote":
+            self._promote(trial, verdict, champion)
+        else:
+            self._reject(trial, verdict)
+
+    def _promote(self, trial: Trial, verdict: Verdict, champion: Served) -> None:
+        state = self.state
+        try:
+            self.registry.promote(
+                trial.version,
+                actor=self.actor,
+                reason=verdict.reason,
+                expect_champion=champion.version,
+            )
+        except RegistryError as error:
+            # Somebody moved or pinned the champion meanwhile: theirs stands.
+            self._drop_trial(str(error))
+            self._attempt_ended("rejected", str(error))
+            return
+        state.trial, self.challenger = None, None
+        state.promotions.append(time.time())
+        self.metrics.promotions(trial.rung).inc()
+        self._attempt_ended("promoted", verdict.reason, gain=trial.test.gain)
+        # The old champion did badly in this regime: it is no candidate for a recall in it.
+        state.failed = [champion.version]
+        if state.incident is None:
+            return
+        # What follows is judged on the new champion's own events.
+        state.incident.since_event = state.events
+        state.incident.wait_until = state.events + self.config.policy.settle_events
+        if state.incident.cause != "drift":
+            self._close("improved", verdict.reason)
+
+    def _reject(self, trial: Trial, verdict: Verdict) -> None:
+        state = self.state
+        state.failed.append(trial.version)
+        state.trial, self.challenger = None, None
+        self.registry.set_challenger(None, actor=self.actor, reason=verdict.reason)
+        self._attempt_ended("rejected", verdict.reason, gain=trial.test.gain)
+
+    def _drop_trial(self, reason: str) -> None:
+        if self.state.trial:
+            version = self.state.trial.version
+            self.journal.write("trial-dropped", version=version, reason=reason)
+        self.state.trial, self.challenger = None, None
+
+    def _attempt_ended(
+        self, outcome: str, reason: str, *, version: str | None = None, gain: float = 0.0
+    ) -> None:
+        incident = self.state.incident
+        if incident is None or not incident.attempts:
+            return
+        attempt = incident.attempts[-1]
+        attempt.outcome, attempt.reason = outcome, reason
+        attempt.version = version or attempt.version
+        attempt.gain_points = round(gain, 2)
+        self.journal.write(
+            "attempt-ended",
+            incident=incident.id,
+            rung=attempt.rung,
+            outcome=outcome,
+            reason=reason,
+            version=attempt.version,
+            gain_points=attempt.gain_points,
+            seconds=attempt.seconds,
+            cpu_seconds=attempt.cpu_seconds,
+            examples=attempt.examples,
+            parameters_touched=attempt.parameters,
+        )
+        if incident.cause != "drift" and outcome != "promoted":
+            tried_all = incident.only is not None
+            if tried_all:
+                self._close("unrepaired", reason)
+
+    def _cancel(self, reason: str) -> None:
+        job = self.trainer.job
+        if job is None:
+            return
+        self.trainer.cancel()
+        self.metrics.refresh_running().set(0)
+        self.metrics.refreshes(job.strategy, "cancelled").inc()
+        self.journal.write("refresh-cancelled", rung=job.rung, reason=reason)
+
+    # ---------------------------------------------------------------- probation
+
+    def _judge_probation(self) -> bool:
+        """Roll back if the new champion is shown worse than the old one; True if it was."""
+        state = self.state
+        probation = state.probation
+        if probation is None:
+            return False
+        test = probation.test
+        if test.verdict == "worse":
+            reason = (
+                f"probation: {probation.version} loses {-test.gain:.1f} points to "
+                f"{probation.previous} on {test.events} events (e-value {test.worse:.3g})"
+            )
+            self.journal.write("probation-failed", version=probation.version, **test.as_dict())
+            self.registry.attach(probation.version, "probation", test.as_dict())
+            self._roll_back(probation, reason)
+            return True
+        if test.events >= self.config.probation.events:
+            self.journal.write("probation-passed", version=probation.version, **test.as_dict())
+            self.registry.attach(probation.version, "probation", test.as_dict())
+            state.probation, self.yardstick = None, None
+            self.metrics.probation().set(0)
+        return False
+
+    def _roll_back(self, probation: Probation, reason: str) -> None:
+        state = self.state
+        state.probation, self.yardstick = None, None
+        try:
+            # Worse here and now is no verdict for ever: the version may be recalled when its
+            # regime returns, so it is not withdrawn, only barred until the next promotion.
+            self.registry.rollback(
+                to=probation.previous, actor=self.actor, reason=reason, withdraw=False
+            )
+        except RegistryError as error:
+            log.error("the rollback of %s failed: %s", probation.version, error)
+            self.journal.write("rollback-failed", version=probation.version, reason=str(error))
+            self.metrics.errors("rollback").inc()
+            return
+        state.failed.append(probation.version)
+        self.metrics.rollbacks("probation").inc()
+
+    # ---------------------------------------------------------------- words
+
+    def _incident_id(self) -> str | None:
+        return self.state.incident.id if self.state.incident else None
+
+
+def _brief(incident: Incident) -> dict[str, Any]:
+    return {
+        "incident": incident.id,
+        "cause": incident.cause,
+        "drift": incident.kind,
+        "since_event": incident.since_event,
+        "reference_accuracy": round(incident.reference_accuracy, 4),
+        "severity": round(incident.severity, 3),
+        "sentence": incident.sentence,
+    }
+
+
+def _or(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else value
+
+
+def _latency_ratio(challenger: Session, champion: Session, state: State) -> float | None:
+    """Median time of one item by the challenger over the champion's, in turn on the same items."""
+    sample = state.memory.recent(LATENCY_ROUNDS, since=0).inputs
+    if not len(sample):
+        return None
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for position in range(len(sample)):
+        for side, session in enumerate((challenger, champion)):
+            began = time.perf_counter()
+            session.predict(sample[position : position + 1])
+            times[side].append(time.perf_counter() - began)
+    return float(np.median(times[0]) / np.median(times[1]))

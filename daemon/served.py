@@ -1,0 +1,129 @@
+"""A version as the loop uses it: the INT8 session, answering in the daemon's class indices.
+
+Versions may know different classes, in a different order; the daemon numbers the classes it has
+met once and for all. Versions that share an encoder differ in a head of a few kilobytes, so that
+judging one beside another costs a matrix product on embeddings already at hand, not a second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.session import Session
+from registry.manifest import Manifest
+
+ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
+
+
+class Classes:
+    """The labels the daemon has met, numbered in the order it met them; never renumbered.
+
+    >>> classes = Classes(["sport", "politics"])
+    >>> classes.index(np.array(["politics", None, "art"], dtype=object)).tolist()
+    [1, -1, 2]
+    >>> classes.names
+    ['sport', 'politics', 'art']
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names: list[str] = []
+        self._index: dict[str, int] = {}
+        for name in names:
+            self.add(name)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def add(self, name: str) -> int:
+        """The number of ``name``, new or known."""
+        if name not in self._index:
+            self._index[name] = len(self.names)
+            self.names.append(name)
+        return self._index[name]
+
+    def index(self, labels: NDArray[np.object_]) -> NDArray[np.int64]:
+        """Labels (object [n] of str or None) as int64 [n]; -1 for None. New names are added."""
+        known = self._index
+        numbers = (
+            -1 if label is None else known[label] if label in known else self.add(label)
+            for label in labels
+        )
+        return np.fromiter(numbers, dtype=np.int64, count=len(labels))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Predictions of one version for ``n`` events, in the daemon's class indices.
+
+    predicted: int64 [n]. probabilities: float32 [n, k], k = number of the daemon's classes; a
+    class that the version does not know has probability 0. embeddings: float32 [n, d].
+    """
+
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+class Served:
+    """One version, opened from its folder as the server opens it."""
+
+    def __init__(self, version: str, session: Session, encoder: str, classes: Classes) -> None:
+        self.version = version
+        self.session = session
+        self.encoder = encoder
+        self.labels: Sequence[str] = session.labels
+        self._classes = classes
+        self.columns = np.array([classes.add(name) for name in session.labels], dtype=np.int64)
+
+    @classmethod
+    def open(
+        cls, folder: Path, manifest: Manifest, classes: Classes, *, threads: int = 1
+    ) -> Served:
+        """Open the version in ``folder``, whose digests the registry has verified."""
+        session = Session.open(folder, threads=threads)
+        return cls(manifest.version, session, encoder_digest(manifest), classes)
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """The head's weight, float32 [d, k] in the version's own class order."""
+        return self.session.head.weight
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """The head's bias, float32 [k]."""
+        return self.session.head.bias
+
+    def answer(self, inputs: NDArray[np.generic]) -> Answer:
+        """Run the INT8 file on ``inputs`` [n]."""
+        prediction = self.session.predict(inputs)
+        probabilities = np.zeros((len(inputs), len(self._classes)), dtype=np.float32)
+        probabilities[:, self.columns] = prediction.probabilities
+        predicted = self.columns[prediction.probabilities.argmax(axis=1)]
+        return Answer(predicted, probabilities, prediction.embeddings)
+
+    def judge(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class, int64 [n], for embeddings float32 [n, d] of this version's own encoder."""
+        best: NDArray[np.int64] = (embeddings @ self.weight + self.bias).argmax(axis=1)
+        return self.columns[best]
+
+    def predict(
+        self, inputs: NDArray[np.generic], embeddings: NDArray[np.float32], encoder: str
+    ) -> NDArray[np.int64]:
+        """The class, int64 [n]; from ``embeddings`` where ``encoder`` is this version's own."""
+        if encoder == self.encoder:
+            return self.judge(embeddings)
+        return self.answer(inputs).predicted
+
+
+def encoder_digest(manifest: Manifest) -> str:
+    """What identifies a version's encoder: two versions with the same digest embed alike."""
+    files = manifest.files
+    return "+".join(files[name].sha256[:12] for name in ENCODER_FILES if name in files)

@@ -1,0 +1,138 @@
+"""The trainer seen from the daemon: one child process at a time, watched and bounded.
+
+Training runs in its own process, with its own threads, priority, memory and time limits, so that
+neither consuming nor serving ever waits for it and a crash there costs one refresh.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from daemon.job import LOG, Job, Progress, Result
+from daemon.policy_config import TrainerConfig
+
+log = logging.getLogger("driftd.trainer")
+
+TERMINATE_SECONDS = 5.0
+LOG_TAIL = 800
+
+
+class Trainer:
+    """Runs one job at a time in a child process."""
+
+    def __init__(self, folder: Path, config: TrainerConfig) -> None:
+        self.folder = folder
+        self.config = config
+        self.job: Job | None = None
+        self.job_folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._progress: Progress | None = None
+        self._started = 0.0
+        # Whatever lies there belonged to a daemon that is gone: its jobs are started anew.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether a job has been started and its result not yet collected."""
+        return self.job is not None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the running job so far."""
+        return time.monotonic() - self._started if self.running else 0.0
+
+    def start(self, job: Job) -> None:
+        """Start the child on ``job``, which was written to `folder_of` it."""
+        if self.running:
+            raise RuntimeError("the trainer is busy; a job is started when the last one is done")
+        folder = self.folder_of(job)
+        environment = dict(os.environ)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment[name] = str(job.threads)
+        # Tokenisers fork threads of their own unless told not to.
+        environment["TOKENIZERS_PARALLELISM"] = "false"
+        command = [
+            sys.executable,
+            "-m",
+            "daemon.trainer_main",
+            str(folder),
+            "--nice",
+            str(self.config.nice),
+            "--parent",
+            str(os.getpid()),
+        ]
+        if self.config.memory_mb:
+            command += ["--memory-mb", str(self.config.memory_mb)]
+        with open(folder / LOG, "wb") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+            )
+        self.job, self.job_folder = job, folder
+        self._progress = Progress(folder)
+        self._started = time.monotonic()
+
+    def folder_of(self, job: Job) -> Path:
+        """Where the job's files go."""
+        return self.folder / job.id
+
+    def progress(self) -> list[dict[str, Any]]:
+        """The training panel's rounds that were reported since the last call."""
+        return list(self._progress) if self._progress else []
+
+    def result(self) -> Result | None:
+        """The result once the child has ended, else None; enforces the time limit."""
+        if self._process is None or self.job_folder is None:
+            return None
+        if self._process.poll() is None:
+            if self.seconds <= self.config.timeout_seconds:
+                return None
+            self._stop()
+            limit = self.config.timeout_seconds
+            return self._failed(f"stopped after trainer.timeout_seconds = {limit:g}")
+        try:
+            found = Result.read(self.job_folder)
+        except FileNotFoundError:
+            return self._failed(_why(self._process.returncode, self.job_folder / LOG))
+        return replace(found, seconds=round(self.seconds, 3))
+
+    def done(self) -> None:
+        """The result was used: remove the job's files and be free for the next."""
+        if self.job_folder is not None:
+            shutil.rmtree(self.job_folder, ignore_errors=True)
+        self.job = self.job_folder = self._process = self._progress = None
+
+    def cancel(self) -> None:
+        """End the running job, if any, without a result."""
+        self._stop()
+        self.done()
+
+    def _stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(TERMINATE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _failed(self, reason: str) -> Result:
+        return Result(outcome="failed", reason=reason, seconds=round(self.seconds, 3))
+
+
+def _why(code: int, output: Path) -> str:
+    tail = output.read_text(errors="replace")[-LOG_TAIL:].strip() if output.exists() else ""
+    last = tail.splitlines()[-1] if tail else "it printed nothing"
+    if code == -signal.SIGKILL:
+        return f"the trainer was killed (out of memory?); last words: {last}"
+    return f"the trainer ended with code {code}; last words: {last}"

@@ -1,0 +1,335 @@
+"""The trainer process: one job in, one version folder out.
+
+Started by `daemon.trainer`; everything that needs torch happens here. The encoder runs only where
+a rung needs it: head rungs work on the embeddings that the daemon already has, and patch the new
+head into the graph that serves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from daemon.job import PROGRESS, VERSION, Job, Result, read_examples
+from deploy.measure import measure
+from deploy.patch import patch_head, patch_weights
+from deploy.preprocess import (
+    Preprocessor,
+    TabularPreprocessor,
+    TextPreprocessor,
+    load_preprocessor,
+)
+from deploy.session import Session
+from learn.config import LearnConfig, ModelConfig
+from learn.examples import Examples
+from learn.head import Head
+from learn.strategy import Start, Update
+
+if TYPE_CHECKING:
+    from learn.model import Model
+
+log = logging.getLogger("driftd.trainer")
+
+PR_SET_PDEATHSIG = 1
+VALIDATION_SHARE = 0.15
+MEASURED_EVENTS = 256
+FP32 = "model.fp32.onnx"
+HEAD_ONLY = {"model.json", "head.safetensors", "model.int8.onnx", "reference.safetensors"}
+
+
+def main() -> int:
+    """Run the job in the folder named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nice", type=int, default=0)
+    parser.add_argument("--memory-mb", type=int)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    _bound(arguments.nice, arguments.memory_mb, arguments.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folder: Path = arguments.folder
+    try:
+        result = run(folder)
+    except MemoryError:
+        result = Result("failed", "out of memory: raise trainer.memory_mb or use a lower rung")
+    except Exception as error:
+        log.exception("the refresh failed")
+        result = Result("failed", f"{type(error).__name__}: {error}")
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    spent = asdict(result) | {
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_memory_mb": round(usage.ru_maxrss / 1024, 1),
+    }
+    Result(**spent).write(folder)
+    return 0
+
+
+def run(folder: Path) -> Result:
+    """Do the job in ``folder``; the version's files are left in ``folder/version``."""
+    job = Job.read(folder)
+    examples, head = read_examples(folder)
+    if job.rung == "recall":
+        return recall(job, examples)
+    if not len(examples):
+        return Result("failed", "no labelled examples to learn from")
+    out = folder / VERSION
+    out.mkdir()
+    if job.parent is None:
+        begin(job, examples, out)
+        parent = out
+    else:
+        parent = Path(job.parent)
+        for file in parent.iterdir():
+            if file.name not in HEAD_ONLY and file.name != "manifest.json":
+                _link(file, out / file.name)
+    return refresh(job, examples, head, parent, out, _reporter(folder))
+
+
+def recall(job: Job, examples: Examples) -> Result:
+    """How well each archived version, and the champion, answers the recent events."""
+    rows = []
+    for name, place in job.candidates:
+        session = Session.open(Path(place), threads=job.threads)
+        columns = {label: position for position, label in enumerate(session.labels)}
+        truth = np.array([columns.get(job.labels[i], -1) for i in examples.labels])
+        answers = session.predict(examples.inputs).probabilities.argmax(axis=1)
+        right = int((answers == truth).sum())
+        accuracy = right / len(examples) if len(examples) else 0.0
+        rows.append({"version": name, "accuracy": round(accuracy, 4), "events": len(examples)})
+    return Result("recalled", examples=len(examples), recall=rows)
+
+
+def begin(job: Job, examples: Examples, out: Path) -> None:
+    """The very first version: base model, preprocessing and graphs, with an empty head."""
+    from deploy.export import export_onnx, quantize_int8
+    from learn.model import create_model
+
+    config = ModelConfig(**job.model)
+    preprocess = create_preprocessor(config, examples)
+    preprocess.save(out)
+    model = create_model(config, job.labels, preprocess)
+    model.save(out)
+    fp32 = out.parent / FP32
+    export_onnx(model.module, preprocess.sample(2).feeds(), fp32)
+    quantize_int8(fp32, out / "model.int8.onnx")
+
+
+def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor:
+    """The preprocessing of a new model: the base's tokenizer, or fitted to the table."""
+    if config.task == "tabular":
+        kinds = {feature.name: feature.kind for feature in config.features}
+        return TabularPreprocessor.fit(examples.inputs, kinds)
+    from learn.text import resolve_base
+
+    return TextPreprocessor(resolve_base(config.base) / "tokenizer.json", config.max_length)
+
+
+def refresh(
+    job: Job,
+    examples: Examples,
+    given: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    parent: Path,
+    out: Path,
+    report: Callable[[Any], None],
+) -> Result:
+    """Train by the job's strategy, patch the result into the graph, measure it."""
+    from learn.strategies import open_strategy
+
+    preprocess = load_preprocessor(parent)
+    session = Session.open(parent, threads=job.threads)
+    if given is None:
+        examples = _embedded(examples, session)
+    learned, validation = split(examples, job.seed)
+    learn = LearnConfig(**job.learn)
+    if given is not None:
+        update = Update(head=Head(*given), parameters_touched=sum(a.size for a in given))
+    else:
+        update = open_strategy(job.strategy, learn).fit(
+            Start(
+                labels=job.labels,
+                head=_grown(session, job.labels),
+                load=lambda: _load(parent, preprocess, job.labels),
+                seed=job.seed,
+                threads=job.threads,
+                cpu_seconds=job.cpu_seconds,
+            ),
+            learned,
+            validation,
+            report,
+        )
+    _write_version(job, update, parent, out)
+    served = Session.open(out, threads=job.threads)
+    sample = validation if len(validation) else learned
+    sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))
+    metrics = _measured(job, update, parent, out, served, preprocess, sample)
+    return Result(
+        "trained",
+        stopped=update.stopped,
+        examples=len(examples),
+        parameters_touched=update.parameters_touched,
+        metrics=metrics,
+        lineage={
+            "seed": job.seed,
+            "code_version": code_version(),
+            "trained_on": examples.lineage(),
+            "examples": len(examples),
+            "rounds": [asdict(line) for line in update.rounds],
+            "strategy_settings": job.learn,
+            "labels_added": [name for name in job.labels if name not in session.labels],
+        },
+        input_schema=preprocess.schema(),
+    )
+
+
+def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Training and validation parts, drawn at random; tiny sets keep all for training."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    held = int(len(examples) * VALIDATION_SHARE)
+    if held < 8:
+        held = 0
+    return examples.take(np.sort(order[held:])), examples.take(np.sort(order[:held]))
+
+
+def code_version() -> dict[str, str]:
+    """The versions of everything that shapes a result."""
+    found = {"python": platform.python_version()}
+    for name in ("driftd", "numpy", "scipy", "torch", "transformers", "peft", "onnxruntime"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
+    weight, bias = update.head
+    save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
+    description = json.loads((parent / "model.json").read_text()) | {"labels": job.labels}
+    if (out / "model.json").exists():
+        (out / "model.json").unlink()
+    (out / "model.json").write_text(json.dumps(description, indent=1))
+    graph = out / "model.int8.onnx"
+    if update.encoder:
+        delta = out / "delta.safetensors"
+        before = load_file(parent / delta.name) if (parent / delta.name).exists() else {}
+        delta.unlink(missing_ok=True)
+        save_file({**before, **update.encoder}, delta)
+        patch_weights(
+            parent / graph.name,
+            {**update.encoder, "head.weight": weight, "head.bias": bias},
+            graph,
+        )
+    else:
+        patch_head(parent / graph.name, weight, bias, graph)
+    if update.adapter:
+        save_file(update.adapter, out / "adapter.safetensors")
+
+
+def _measured(
+    job: Job,
+    update: Update,
+    parent: Path,
+    out: Path,
+    served: Session,
+    preprocess: Any,
+    sample: Examples,
+) -> dict[str, Any]:
+    """Size, speed and accuracy of the INT8 file; against FP32 where the encoder is new."""
+    fp32 = out.parent / FP32
+    if update.encoder:
+        metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
+        model = _load(out, preprocess, job.labels)
+        metrics |= measure(served, model, sample.inputs, sample.labels)
+    elif fp32.exists():
+        metrics = dict(measure(served, fp32, sample.inputs, sample.labels))
+    else:
+        # The same encoder: what INT8 costs it was measured when it was made.
+        kept = ("size_ratio", "fp32_size_bytes", "fp32_latency_ms", "latency_ms", "parity_points")
+        metrics = _inherited(parent, kept)
+        right = served.predict(sample.inputs).probabilities.argmax(axis=1) == sample.labels
+        return metrics | {"accuracy": float(right.mean())}
+    metrics["parity_points"] = 100 * (metrics["fp32_accuracy"] - metrics["accuracy"])
+    return metrics
+
+
+def _inherited(parent: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    found = json.loads((parent / "manifest.json").read_text())["metrics"]
+    return {name: found[name] for name in names if name in found}
+
+
+def _load(folder: Path, preprocess: Any, labels: list[str]) -> Model:
+    from learn.model import load_model
+
+    model = load_model(folder, preprocess, "cpu")
+    model.grow(labels)
+    return model
+
+
+def _grown(session: Session, labels: list[str]) -> Head:
+    head = Head(*session.head)
+    return (
+        head.grow(len(labels))
+        if len(labels) >= head.classes
+        else Head.zeros(head.dimension, len(labels))
+    )
+
+
+def _embedded(examples: Examples, session: Session) -> Examples:
+    """The examples with this encoder's embeddings, computed only where they are missing."""
+    found = examples.embeddings
+    width = session.head.weight.shape[0]
+    if found is None or found.shape[1] != width:
+        found = np.full((len(examples), width), np.nan, dtype=np.float32)
+    missing = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(missing):
+        found = found.copy()
+        found[missing] = session.predict(examples.inputs[missing]).embeddings
+    return examples.with_embeddings(found)
+
+
+def _reporter(folder: Path) -> Callable[[Any], None]:
+    def report(line: Any) -> None:
+        with open(folder / PROGRESS, "a") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+
+    return report
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _bound(nice: int, memory_mb: int | None, parent: int) -> None:
+    """Die with the daemon, give way to it, and keep to the memory limit."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the daemon is gone")
+    os.nice(nice)
+    if memory_mb:
+        limit = memory_mb * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

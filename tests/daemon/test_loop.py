@@ -1,0 +1,136 @@
+"""The whole loop on a small table whose meaning turns over: with real processes and files."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from daemon.checkpoint import CheckpointStore
+from daemon.config import Config
+from daemon.dead_letters import open_dead_letters
+from daemon.loop import Loop
+from daemon.sources import open_source
+from daemon.trainer import Trainer
+from registry import open_registry
+
+TURN = 1500
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """2,600 rows; from `TURN` on the label means the opposite. Some lines are broken."""
+    random = np.random.default_rng(3)
+    lines = []
+    for i in range(2600):
+        x = random.normal(size=2)
+        truth = bool(x[0] + 0.5 * x[1] > 0) != (i >= TURN)
+        row = {"id": f"e{i}", "a": x[0], "b": x[1], "label": "yes" if truth else "no"}
+        lines.append(json.dumps(row))
+        if i % 500 == 7:
+            lines.append('{"broken": ')
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, stream):
+    return Config.model_validate(
+        {
+            "model": {"task": "tabular", "features": [{"name": "a"}, {"name": "b"}]},
+            "source": {"kind": "file", "path": str(stream)},
+            "fields": {"id": "id"},
+            "dead_letters": {"kind": "file", "path": str(tmp_path / "dead.jsonl")},
+            "bootstrap": {"warmup_events": 400},
+            "policy": {"rungs": ["recall", "head"], "settle_events": 300},
+            # A table's model is so small that INT8 has nothing to shrink.
+            "gate": {"size_ratio": 10.0, "parity_points": 10.0},
+            "registry": {"path": str(tmp_path / "registry")},
+            "checkpoint": {
+                "path": str(tmp_path / "state"),
+                "every_events": 10_000,
+                "every_seconds": 600,
+            },
+        }
+    )
+
+
+def make_loop(config):
+    return Loop(
+        config,
+        open_registry(config.registry, create=True),
+        open_source(config),
+        open_dead_letters(config),
+        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
+        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
+    )
+
+
+def test_drift_is_noticed_repaired_proven_and_promoted(config, tmp_path):
+    loop = make_loop(config)
+    loop.start()
+    loop.run(threading.Event())
+    loop.close("the test is over")
+    rows = list(loop.registry.journal.rows())
+    kinds = [row.kind for row in rows]
+    alarm = next(row for row in rows if row.kind == "alarm")
+    assert TURN < alarm.fields["event"] < TURN + 300
+    assert alarm.fields["drift"] == "concept"
+    verdict = next(row for row in rows if row.kind == "verdict")
+    assert verdict.fields["decision"] == "promote"
+    assert loop.registry.state().champion != "v0001"
+    assert kinds[0] == "started"
+    assert kinds[-1] == "stopped"
+    # Nothing lost, nothing twice, and the broken lines are where a person finds them.
+    assert loop.state.events == 2600
+    letters = [json.loads(line) for line in (tmp_path / "dead.jsonl").read_text().splitlines()]
+    assert [letter["reason"] for letter in letters] == ["invalid_json"] * 6
+    lineage = loop.registry.version("v0001").manifest.lineage
+    assert sum(r["end"] - r["start"] for r in lineage["trained_on"]) == lineage["examples"]
+    exposition = loop.metrics.exposition().decode()
+    assert 'driftd_promotions_total{model="model",rung="head"} 1.0' in exposition
+
+
+def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):
+    first = make_loop(config)
+    first.start()
+    while first.state.events < 1000:
+        first.step()
+    first.checkpoint()
+    at, right = first.state.events, first.state.prequential.right
+    # No orderly end: the process is gone. What it read after the checkpoint is read again.
+    first.step()
+    first.source.close()
+    second = make_loop(config)
+    second.start()
+    assert second.state.events == at
+    assert second.state.prequential.right == right
+    assert second.champion.version == "v0001"
+    second.run(threading.Event())
+    second.close("the test is over")
+    assert second.state.events == 2600
+    assert second.registry.state().champion != "v0001"
+
+
+def test_operators_are_obeyed(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    who = {"actor": "test", "reason": "trying"}
+    loop.registry.pause(**who)
+    loop.step()
+    assert loop.paused
+    assert loop.status()["state"] == "paused"
+    known = loop.state.memory.labelled
+    loop.step()
+    assert loop.state.memory.labelled == known
+    loop.registry.resume(**who)
+    loop.registry.request("refresh", {"rung": "head"}, **who)
+    loop.step()
+    assert loop.state.incident.cause == "operator"
+    assert loop.registry.requests() == []
+    loop.close("the test is over")
