@@ -194,8 +194,9 @@ class Demo:
 
     def sabotage(self, config: Path) -> None:
         """An operator's mistake: promote the version of a regime that is gone."""
-        self.say("[bold]an operator promotes v0001 by mistake[/] (driftd promote v0001 --force)")
-        order = ["promote", "v0001", "--force", "--reason", "the demo's deliberate mistake"]
+        before = self.registry.state().previous or "v0001"
+        self.say(f"[bold]an operator promotes {before} by mistake[/] (driftd promote)")
+        order = ["promote", before, "--force", "--reason", "the demo's deliberate mistake"]
         done = subprocess.run(
             [sys.executable, "-m", "daemon.cli", *order, "-c", str(config)],
             capture_output=True,
@@ -247,7 +248,7 @@ def narrate(demo: Demo, posts: Stream, bootstrap: str) -> None:
             f"[bold]phase {phase.name}[/]: {phase.end - phase.start:,} posts, {subjects} subjects"
         )
         events = posts.events[phase.start : phase.end]
-        cut = int(len(events) * 0.62) if phase.name == "B" else len(events)
+        cut = int(len(events) * 0.7) if phase is posts.phases[-1] else len(events)
         send(demo, events[:cut], bootstrap, demo.rate)
         if cut < len(events):
             demo.sabotage(config)
