@@ -18,7 +18,9 @@ def set_up(config: LogConfig) -> None:
     level = getattr(logging, config.level.upper())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # The Kafka client repeats every failed attempt; the source says it once for each change.
-    logging.getLogger("kafka").propagate = config.level == "debug"
+    client = logging.getLogger("kafka")
+    client.addHandler(logging.NullHandler())  # without any, Python would print its errors itself
+    client.propagate = config.level == "debug"
 
 
 class TextFormatter(logging.Formatter):

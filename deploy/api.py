@@ -49,6 +49,8 @@ T = TypeVar("T")
 # Bodies longer than this are parsed and tokenised beside the event loop, not on it.
 _LONG_BODY_BYTES = 16 * 1024
 
+_LONGEST_ERROR = 1000
+
 _STATUS = {
     "bad_input": 400,
     "unknown_model": 404,
@@ -271,7 +273,8 @@ def _json(body: bytes, status: int = 200) -> Response:
 
 
 def _message(status: int, message: str) -> Response:
-    return _json(dump({"error": message}), status)
+    # Messages quote names that clients chose.
+    return _json(dump({"error": message[:_LONGEST_ERROR]}), status)
 
 
 def _error(error: DeployError) -> Response:

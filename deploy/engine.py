@@ -193,12 +193,9 @@ class Engine:
             raise LoadError("no_answer", message) from error
 
     def _watch(self, ticket: _Ticket, left: Left) -> None:
-        async def wait() -> None:
-            await left()
-            if not ticket.future.done():
-                ticket.future.set_exception(ClientGoneError("the client left"))
-
-        ticket.left = asyncio.ensure_future(wait())
+        # Of the ticket only the future: a cancelled task lives on until the garbage collector
+        # comes by, and would keep a version's memory for as long.
+        ticket.left = asyncio.ensure_future(_until_left(ticket.future, left))
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         """From a worker thread to the event loop."""
@@ -225,6 +222,12 @@ class Engine:
         queue = metrics.histogram("driftd_server_queue_seconds", version)
         for seconds in ran.waited:
             queue.observe(seconds)
+
+
+async def _until_left(future: asyncio.Future[Prediction], left: Left) -> None:
+    await left()
+    if not future.done():
+        future.set_exception(ClientGoneError("the client left"))
 
 
 def _assemble(parts: Sequence[tuple[list[int], Prediction]]) -> Prediction:

@@ -19,7 +19,8 @@ from deploy.session import Session
 # Enough single runs for a median that a busy neighbour does not move.
 _SINGLES = 40
 
-Predict = Callable[[Inputs], NDArray[np.floating]]  # inputs [n] -> probabilities [n, k]
+# Inputs [n] to scores [n, k]; the largest is the answer.
+Predict = Callable[[Inputs], NDArray[np.floating]]
 
 
 def measure(
@@ -27,8 +28,8 @@ def measure(
 ) -> dict[str, float]:
     """Measure an INT8 session on ``n`` labelled inputs, and its FP32 original beside it.
 
-    fp32: the FP32 graph (run with the session's own head), anything that answers probabilities,
-    or None. labels: int64 [n], indices into ``session.labels``.
+    fp32: the FP32 graph (run with the session's own head), anything that answers scores
+    [n, k], or None. labels: int64 [n], indices into ``session.labels``.
 
     Returns ``size_bytes``, ``accuracy`` (0 to 1), ``latency_ms`` (median for one item),
     ``items_per_second`` (all inputs, batched by length); with fp32 the same prefixed ``fp32_``,

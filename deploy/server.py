@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -28,6 +29,9 @@ from deploy.versions import Source, Versions
 from deploy.watcher import Watcher
 
 log = logging.getLogger("driftd.server")
+
+_M_MMAP_THRESHOLD = -3  # <malloc.h>
+_LARGE_BLOCK_BYTES = 128 * 1024
 
 
 def serve(config: ServerConfig, source: Source) -> None:
@@ -80,6 +84,7 @@ class InferenceServer:
         """Serve until told to stop: by a signal (on the main thread), or by `stop`."""
         # Its own threads would fight the workers for the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        _give_memory_back()
         asyncio.run(self._run())
 
     def stop(self) -> None:
@@ -152,6 +157,16 @@ class _Http(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _give_memory_back() -> None:
+    """Have the C library return large freed blocks to the system at once.
+
+    Otherwise it keeps the holes that unloaded versions leave, and after a hundred swaps the
+    process is twice as large. Does nothing where the C library has no such setting.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _release() -> str:

@@ -1,9 +1,9 @@
 """Follows the registry: loads what was promoted, warms it, switches, keeps the one before.
 
-One background thread. A version is verified, opened, warmed and asked through the real queue
-before the switch, which is one assignment. A version that fails any of this never serves: the
-old one goes on, the failure is counted and logged, and tried again with growing pauses, or at
-once when the registry moves.
+One background thread. A version is verified, opened and warmed before the switch, which is one
+assignment; the first one is also asked through the queue, before the server calls itself ready.
+A version that fails any of this never serves: the old one goes on, the failure is counted and
+logged, and tried again with growing pauses, or at once when the registry moves.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class Watcher:
         else:
             try:
                 chosen = self._load(wanted)
-                self._engine.probe(chosen, self._config.deadline_seconds)
+                if champion is None:  # later ones share a queue that is known to answer
+                    self._engine.probe(chosen, self._config.deadline_seconds)
                 meanwhile = self._versions.aliases().champion
             except LoadError as error:
                 metrics.counter("driftd_server_swaps_total", wanted, "failed").inc()

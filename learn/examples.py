@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[np.generic]]
+
+_PART = re.compile(r"@(text|ends|none)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +138,9 @@ def _pack(values: NDArray[Any]) -> Arrays:
     """Strings as UTF-8 bytes and offsets, records field by field, numbers as they are."""
     if values.dtype.names is not None:
         packed: Arrays = {}
-        for name in values.dtype.names:
-            packed |= {f".{name}{k}": a for k, a in _pack(values[name]).items()}
+        # Numbered, for safetensors gives the arrays back in an order of its own.
+        for i, name in enumerate(values.dtype.names):
+            packed |= {f".{i:04d}.{name}{k}": a for k, a in _pack(values[name]).items()}
         return packed
     if values.dtype != object:
         return {"": values}
@@ -164,11 +168,11 @@ def _unpack(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> NDArray[np.
     columns = [k.removeprefix(prefix) for k in arrays if k.startswith(prefix)]
     if not columns:
         return None
-    names = list(dict.fromkeys(column.split("@")[0] for column in columns))
+    names = sorted({_PART.sub("", column) for column in columns})
     found = {column: _unpack(prefix + column, arrays) for column in names}
     present = {k: v for k, v in found.items() if v is not None}
     length = len(next(iter(present.values())))
-    record = np.empty(length, dtype=[(k, v.dtype) for k, v in present.items()])
+    record = np.empty(length, dtype=[(k[5:], v.dtype) for k, v in present.items()])
     for column, value in present.items():
-        record[column] = value
+        record[column[5:]] = value  # without its number and the dot
     return record

@@ -140,6 +140,9 @@ class Memory:
         together = Examples.concatenate([self._recent, *self._pending])
         self._pending, self._pending_rows = [], 0
         last = {event_id: position for position, event_id in enumerate(together.ids)}
+        if len(self._replay):
+            stale = np.array([event_id in last for event_id in self._replay.ids])
+            self._replay = self._replay.take(~stale)
         if len(last) < len(together):
             together = together.take(np.array(sorted(last.values())))
         keep = min(self.config.recent, _fitting(together, self.config.max_bytes))

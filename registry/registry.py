@@ -358,7 +358,7 @@ class Registry:
         """Ask something of the daemon; it answers in the journal."""
         when = _now()
         for number in range(1000):
-            made = Request(f"{when.replace(':', '')}-{number}", kind, actor, reason, when, body)
+            made = Request(f"{when.replace(':', '')}-{number:03d}", kind, actor, reason, when, body)
             if self._store.swap(f"{REQUESTS}/{made.id}.json", seal(asdict(made)), None):
                 self.journal.append("request", actor=actor, reason=reason, request=kind, **body)
                 return made
@@ -418,10 +418,11 @@ class Registry:
             return
         while True:
             last = self._store.last_row()
-            for entry in self._store.rows(max(0, last - 1000)):
-                fields = entry.fields or {}
-                if fields.get("generation") == state.generation:
-                    return
+            # The newest rows have it as a rule; before it is written, all of them are asked.
+            for since in (max(0, last - 1000), 0):
+                for entry in self._store.rows(since):
+                    if (entry.fields or {}).get("generation") == state.generation:
+                        return
             row = {
                 "time": move.time,
                 "kind": move.kind,

@@ -27,7 +27,7 @@ def seal(body: Mapping[str, Any], *, indent: bool = False) -> bytes:
     numpy scalars and arrays are welcome; NaN and infinity become null, as JSON has none.
 
     >>> seal({"seq": 1, "kind": "note"})
-    b'{"seq":1,"kind":"note","seal":"6ba80f49d81aaf1e"}'
+    b'{"seq":1,"kind":"note","seal":"f41f427509ac42d6"}'
     """
     options = orjson.OPT_SERIALIZE_NUMPY | (orjson.OPT_INDENT_2 if indent else 0)
     text: bytes = orjson.dumps(dict(body), option=options)

@@ -51,7 +51,7 @@ def run(config_path: Path) -> None:
     Examples:
       driftd run
       driftd run -c /etc/driftd/driftd.yaml
-      zcat events.jsonl.gz | DRIFTD_SOURCE__KIND=stdin driftd run
+      zcat events.jsonl.gz | DRIFTD_SOURCE='{kind: stdin}' driftd run
     """
     missing = [name for name in TRAINING_EXTRA if importlib.util.find_spec(name) is None]
     if missing:
@@ -103,10 +103,16 @@ def up(config_path: Path) -> int:
       driftd up -c shop.yaml
     """
     from daemon.config import load_config
+    from daemon.stream_config import StdinSourceConfig
     from daemon.up import Supervisor, check_ports, commands
     from registry import open_registry
 
     config = load_config(config_path, os.environ)
+    if isinstance(config.source, StdinSourceConfig):
+        raise click.UsageError(
+            "A daemon that is started again cannot read standard input again: for source.kind"
+            " stdin, use `driftd run` and `driftd serve`."
+        )
     check_ports({"http": config.http, "server": config.server})
     open_registry(config.registry, create=True)
     return Supervisor(commands(config_path)).run()

@@ -6,8 +6,8 @@ daemon itself answers the rest over HTTP.
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from typing import Any
 
@@ -60,7 +60,7 @@ def ask(url: str) -> dict[str, Any] | None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             found = json.load(answer)
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     return found if isinstance(found, dict) else None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import peft
+import torch
 from torch import nn
 
 from learn.config import LearnConfig
@@ -41,6 +42,7 @@ class Lora:
             lora_alpha=2 * settings.lora_rank,
             target_modules=list(settings.lora_targets),
         )
+        torch.manual_seed(start.seed)  # the adapters begin at random
         # Injected in place: the module keeps its shape and its way through `forward`.
         peft.inject_adapter_in_model(adapted, model.module.encoder)
         adapter = {n: p for n, p in model.module.named_parameters() if "lora_" in n}

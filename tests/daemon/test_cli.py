@@ -9,7 +9,25 @@ import pytest
 from daemon.cli.app import run
 from registry import ManifestDraft, open_registry
 
-VERBS = ["run", "serve", "up", "status", "versions", "show", "diff", "rollback", "promote", "pin", "unpin", "pause", "resume", "refresh", "journal", "init", "check"]
+VERBS = [
+    "run",
+    "serve",
+    "up",
+    "status",
+    "versions",
+    "show",
+    "diff",
+    "rollback",
+    "promote",
+    "pin",
+    "unpin",
+    "pause",
+    "resume",
+    "refresh",
+    "journal",
+    "init",
+    "check",
+]
 
 
 @pytest.fixture

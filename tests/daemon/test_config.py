@@ -234,6 +234,16 @@ def test_variables_override_the_file(tmp_path: Path) -> None:
     assert config.events.max_age_seconds is None
 
 
+def test_a_variable_may_replace_a_whole_section(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        KAFKA,
+        DRIFTD_SOURCE="{kind: file, path: a.jsonl}",
+        DRIFTD_SOURCE__FOLLOW="true",
+    )
+    assert config.source == FileSourceConfig(kind="file", path=Path("a.jsonl"), follow=True)
+
+
 def test_a_whole_config_may_come_from_the_environment(tmp_path: Path) -> None:
     config = load(tmp_path, "", DRIFTD_SOURCE__KIND="stdin", DRIFTD_NAME="7")
     assert isinstance(config.source, StdinSourceConfig)

@@ -61,6 +61,16 @@ def test_v2_text(serving, text, publish, tmp_path):
         assert client.post(by_version, json=infer_body("my card")).json()["outputs"]
 
 
+def test_a_request_of_many_lengths_keeps_its_order(serving, text, publish, tmp_path):
+    version = publish(text, promote=True)
+    expected = Session.open(tmp_path / "registry" / "versions" / version).predict(text.inputs)
+    with serving() as (_, client):
+        body = infer_body(*text.inputs, outputs=[{"name": "embedding"}])
+        (output,) = client.post(INFER, json=body).json()["outputs"]
+    ours = np.reshape(output["data"], output["shape"])
+    assert (ours * expected.embeddings).sum(axis=1).min() > 0.98
+
+
 def test_v2_raw_feeds_answer_like_text(serving, text, publish):
     publish(text, promote=True)
     feeds = text.preprocessor(text.inputs[:2])
@@ -256,6 +266,13 @@ def test_other_bad_headers(minimal):
     headers = {"inference-header-content-length": "10"}
     response = client.post(INFER, content=body, headers=headers)
     assert (response.status_code, "binary tensors" in response.text) == (400, True)
+
+
+def test_a_long_name_is_not_echoed_in_full(minimal):
+    _, client = minimal
+    response = client.post(INFER, json={"inputs": [TENSOR | {"name": "x" * 100_000}]})
+    assert response.status_code == 400
+    assert len(response.content) < 2000
 
 
 def test_a_chunked_body_is_bounded(minimal):

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import httpx
+import pytest
 
 import registry
+from deploy.session import Session
 
 SWAPS = 24
 
 
-def test_no_request_fails_while_versions_change(serving, text, publish, tmp_path, eventually):
+@pytest.fixture
+def sessions(monkeypatch):
+    """Counts the sessions that are alive, without help from the garbage collector."""
+    alive = weakref.WeakSet()
+    opened = Session.open
+
+    def watched(*args, **kwargs):
+        session = opened(*args, **kwargs)
+        alive.add(session)
+        return session
+
+    monkeypatch.setattr(Session, "open", watched)
+    # Take the path of slow answers, which watches for clients that leave.
+    monkeypatch.setattr("deploy.engine._PATIENCE_SECONDS", 0.0)
+    gc.collect()
+    gc.disable()
+    yield alive
+    gc.enable()
+
+
+def test_no_request_fails_while_versions_change(
+    serving, text, publish, tmp_path, eventually, sessions
+):
     versions = [publish(text, seed=seed) for seed in range(4)]
     store = registry.open_registry(str(tmp_path / "registry"))
     store.promote(versions[0], actor="test", reason="a test")
@@ -52,6 +78,7 @@ def test_no_request_fails_while_versions_change(serving, text, publish, tmp_path
                 seen = len(answers)
                 eventually(lambda n=seen: len(answers) >= n + 30)
                 assert answers[-1] == champion
+            eventually(lambda: len(sessions) == 2)
         finally:
             stop.set()
             clients.join(30)

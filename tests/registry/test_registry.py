@@ -1,180 +1,223 @@
-"""The registry: versions, moves, controls, and what a crash or a flipped bit may do to it."""
+"""What a registry promises while nothing breaks."""
 
-from __future__ import annotations
-
-import multiprocessing
-import os
-import stat
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from registry import (
     Conflict,
-    Corrupt,
-    DigestMismatch,
     Invalid,
     ManifestDraft,
     NotFound,
     PinnedError,
+    Registry,
+    RegistryConfig,
     Withdrawn,
     open_registry,
 )
 
-DRAFT = ManifestDraft(strategy="head", rung="head", task="text", labels=["a", "b"])
-WHO = {"actor": "test", "reason": "because"}
+Publish = Callable[..., str]
 
 
-@pytest.fixture
-def files(tmp_path):
-    folder = tmp_path / "files"
-    folder.mkdir()
-    (folder / "model.int8.onnx").write_bytes(b"x" * 2000)
-    (folder / "head.safetensors").write_bytes(b"y" * 100)
-    return folder
+def promote(registry: Registry, *versions: str) -> None:
+    for version in versions:
+        registry.promote(version, actor="test", reason="because")
 
 
-@pytest.fixture
-def registry(tmp_path):
-    return open_registry(tmp_path / "registry", create=True)
-
-
-@pytest.fixture
-def three(registry, files):
-    return [registry.publish(files, DRAFT, actor="test").id for _ in range(3)]
-
-
-def test_versions_are_numbered_and_share_equal_files(registry, three):
-    assert three == ["v0001", "v0002", "v0003"]
-    assert [version.id for version in registry.versions()] == three
-    file = registry.path("v0003") / "model.int8.onnx"
-    assert file.stat().st_nlink == 3
-    assert not file.stat().st_mode & stat.S_IWUSR
-
-
-def test_rollback_goes_further_back_each_time(registry, three):
-    for version in three:
-        registry.promote(version, **WHO)
-    assert registry.state().previous == "v0002"
-    assert registry.rollback(**WHO).champion == "v0002"
-    state = registry.rollback(**WHO)
-    assert (state.champion, state.previous) == ("v0001", None)
-    with pytest.raises(Conflict, match="no earlier champion"):
-        registry.rollback(**WHO)
-
-
-def test_what_was_taken_back_stays_back_unless_forced(registry, three):
-    registry.promote("v0001", **WHO)
-    registry.promote("v0002", **WHO)
-    registry.rollback(**WHO)
-    with pytest.raises(Withdrawn, match="v0002"):
-        registry.promote("v0002", **WHO)
-    assert registry.promote("v0002", force=True, **WHO).champion == "v0002"
-
-
-def test_a_pin_stops_promotions_but_not_a_rollback(registry, three):
-    registry.promote("v0001", **WHO)
-    registry.promote("v0002", **WHO)
-    registry.pin(**WHO)
-    with pytest.raises(PinnedError, match="because"):
-        registry.promote("v0003", **WHO)
-    assert registry.rollback(**WHO).champion == "v0001"
-    registry.unpin(**WHO)
-    assert registry.promote("v0003", **WHO).champion == "v0003"
-
-
-def test_moves_need_a_reason_and_a_version(registry, three):
-    with pytest.raises(Invalid, match="say why"):
-        registry.promote("v0001", actor="test", reason=" ")
-    with pytest.raises(NotFound, match="v0009"):
-        registry.promote("v0009", **WHO)
-
-
-def test_every_move_is_in_the_journal_with_who_and_why(registry, three):
-    registry.promote("v0001", **WHO)
-    registry.promote("v0002", **WHO)
-    row = list(registry.journal.rows(kinds=["promote"]))[-1]
-    assert (row.fields["version"], row.fields["previous"]) == ("v0002", "v0001")
-    assert (row.fields["actor"], row.fields["reason"]) == ("test", "because")
-    assert registry.serving_at(row.time) == "v0002"
-    assert registry.serving_at("1999-01-01") is None
-
-
-def test_requests_wait_until_they_are_done(registry, tmp_path):
-    registry.request("refresh", {"rung": "head"}, **WHO)
-    again = open_registry(tmp_path / "registry")
-    (request,) = again.requests()
-    assert (request.kind, request.body) == ("refresh", {"rung": "head"})
-    again.done(request)
-    assert registry.requests() == []
-    assert os.listdir(tmp_path / "registry" / "staging") == []
-
-
-@pytest.mark.parametrize("name", ["model.int8.onnx", "head.safetensors", "manifest.json"])
-def test_a_flipped_bit_is_refused_by_name(registry, three, tmp_path, name):
-    file = tmp_path / "registry" / "versions" / "v0002" / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.unlink()
-    file.write_bytes(bytes(data))
-    with pytest.raises(DigestMismatch, match=name):
-        open_registry(tmp_path / "registry").path("v0002")
-    assert open_registry(tmp_path / "registry").path("v0001").is_dir()
-
-
-def test_a_move_whose_row_was_lost_is_mended(registry, three, tmp_path):
-    registry.promote("v0001", **WHO)
-    registry.promote("v0002", **WHO)
-    journal = tmp_path / "registry" / "journal.jsonl"
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
-    rows = list(open_registry(tmp_path / "registry").journal.rows())
-    assert rows[-1].kind == "promote"
-    assert rows[-1].fields["version"] == "v0002"
-    assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
-
-
-def test_a_damaged_state_says_what_to_do(registry, three, tmp_path):
-    registry.promote("v0001", **WHO)
-    (tmp_path / "registry" / "state.json").write_text("{")
-    with pytest.raises(Corrupt, match="restore it from a backup"):
-        registry.state()
-
-
-def test_there_is_no_registry(tmp_path):
-    with pytest.raises(NotFound, match="start the daemon first"):
+def test_an_absent_registry_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
         open_registry(tmp_path / "nowhere")
 
 
-def _race(path, version, expected, barrier, results):
-    registry = open_registry(path)
-    barrier.wait()
-    try:
-        registry.promote(version, expect_champion=expected, **WHO)
-        results.put(version)
-    except Conflict:
-        results.put(None)
+def test_publish_numbers_versions_and_keeps_their_files(
+    registry: Registry, publish: Publish
+) -> None:
+    assert [publish(a="1"), publish(a="2")] == ["v0001", "v0002"]
+    assert (registry.path("v0002") / "a").read_text() == "2"
+    assert [version.id for version in registry.versions()] == ["v0001", "v0002"]
+    assert list(registry.diff("v0001", "v0002")) != []
+    rows = list(registry.journal.rows(kinds=("published",)))
+    assert [row.fields["version"] for row in rows] == ["v0001", "v0002"]
 
 
-def test_of_several_contenders_one_wins(registry, files, tmp_path):
-    versions = [registry.publish(files, DRAFT, actor="test").id for _ in range(5)]
-    registry.promote(versions[0], **WHO)
-    context = multiprocessing.get_context("spawn")
-    for _ in range(3):
-        champion = registry.state().champion
-        contenders = [v for v in versions if v != champion]
-        barrier, results = context.Barrier(len(contenders)), context.Queue()
-        workers = [
-            context.Process(
-                target=_race, args=(tmp_path / "registry", v, champion, barrier, results)
-            )
-            for v in contenders
-        ]
-        for worker in workers:
-            worker.start()
-        winners = [w for w in (results.get(timeout=60) for _ in workers) if w]
-        for worker in workers:
-            worker.join()
-        assert winners == [registry.state().champion]
+def test_unchanged_files_are_hard_links(registry: Registry, publish: Publish) -> None:
+    one, two = publish(big="same" * 1000, head="1"), publish(big="same" * 1000, head="2")
+    first, second = registry.path(one), registry.path(two)
+    assert (first / "big").samefile(second / "big")
+    assert not (first / "head").samefile(second / "head")
+
+
+def test_a_decayed_twin_is_not_shared(registry: Registry, publish: Publish) -> None:
+    one = publish(big="same" * 1000)
+    twin = registry.path(one) / "big"
+    twin.chmod(0o644)
+    twin.write_text("diff" * 1000)
+    two = publish(big="same" * 1000)
+    assert (registry.path(two) / "big").read_text() == "same" * 1000
+
+
+def test_files_that_cannot_be_published_are_invalid(registry: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    draft = ManifestDraft(strategy="s", rung="head", task="text", labels=[])
+    with pytest.raises(Invalid):
+        registry.publish(folder, draft, actor="test")
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(Invalid):
+        registry.publish(folder, draft, actor="test")
+    assert registry.versions() == []
+    assert list((Path(registry.config.path) / "staging").iterdir()) == []
+
+
+def test_two_rollbacks_go_two_steps_back(registry: Registry, publish: Publish) -> None:
+    one, two, three = publish(), publish(), publish()
+    promote(registry, one, two, three)
+    assert registry.state().previous == two
+    assert registry.rollback(actor="test", reason="bad").champion == two
+    state = registry.rollback(actor="test", reason="bad too")
+    assert state.champion == one
+    assert state.previous is None
+    assert set(state.withdrawn) == {two, three}
+    with pytest.raises(Conflict):
+        registry.rollback(actor="test", reason="no further")
+
+
+def test_rollback_to_a_named_version(registry: Registry, publish: Publish) -> None:
+    one, two, three = publish(), publish(), publish()
+    promote(registry, one, two, three)
+    with pytest.raises(Conflict):
+        registry.rollback(to=three, actor="test", reason="it serves")
+    with pytest.raises(NotFound):
+        registry.rollback(to="v9999", actor="test", reason="unknown")
+    state = registry.rollback(to=one, actor="test", reason="far back", withdraw=False)
+    assert (state.champion, state.chain, state.withdrawn) == (one, (), ())
+
+
+def test_a_withdrawn_version_needs_force(registry: Registry, publish: Publish) -> None:
+    one, two = publish(), publish()
+    promote(registry, one, two)
+    registry.rollback(actor="test", reason="bad")
+    with pytest.raises(Withdrawn):
+        promote(registry, two)
+    state = registry.promote(two, actor="test", reason="still", force=True)
+    assert (state.champion, state.withdrawn) == (two, ())
+
+
+def test_pinned_refuses_promotion_but_not_rollback(registry: Registry, publish: Publish) -> None:
+    one, two, three = publish(), publish(), publish()
+    promote(registry, one, two)
+    state = registry.pin(actor="ops", reason="release week")
+    assert state.pinned is not None
+    assert state.pinned.reason == "release week"
+    with pytest.raises(PinnedError, match="release week"):
+        promote(registry, three)
+    assert registry.rollback(actor="ops", reason="trouble").champion == one
+    registry.promote(three, actor="ops", reason="sure", force=True)
+    assert registry.unpin(actor="ops", reason="over").pinned is None
+
+
+def test_conflicts(registry: Registry, publish: Publish) -> None:
+    one, two = publish(), publish()
+    promote(registry, one)
+    with pytest.raises(Conflict):
+        promote(registry, one)
+    with pytest.raises(Conflict):
+        registry.promote(two, actor="test", reason="r", expect_champion=two)
+    assert registry.promote(two, actor="t", reason="r", expect_champion=one).champion == two
+    with pytest.raises(NotFound):
+        promote(registry, "v0042")
+    with pytest.raises(NotFound):
+        promote(registry, "../lock")
+
+
+def test_an_empty_reason_is_invalid(registry: Registry, publish: Publish) -> None:
+    one = publish()
+    for reason in ("", "  \n"):
+        with pytest.raises(Invalid):
+            registry.promote(one, actor="test", reason=reason)
+        with pytest.raises(Invalid):
+            registry.pin(actor="test", reason=reason)
+    assert registry.state().generation == 0
+
+
+def test_the_stamp_changes_with_every_move(registry: Registry, publish: Publish) -> None:
+    one, two = publish(), publish()
+    seen = {registry.generation()}
+    promote(registry, one)
+    seen.add(registry.generation())
+    promote(registry, two)
+    seen.add(registry.generation())
+    assert len(seen) == 3
+    assert registry.generation() in seen
+
+
+def test_challenger_pause_and_serving_at(registry: Registry, publish: Publish) -> None:
+    one, two = publish(), publish()
+    promote(registry, one)
+    registry.set_challenger(two, actor="d", reason="trained")
+    assert registry.state().challenger == two
+    assert registry.pause(actor="ops", reason="quiet").paused is not None
+    assert registry.resume(actor="ops", reason="go on").paused is None
+    promote(registry, two)
+    assert registry.state().challenger is None
+    assert registry.serving_at("9999") == two
+    assert registry.serving_at("2000") is None
+
+
+def test_requests_wait_until_done(registry: Registry) -> None:
+    made = [
+        registry.request("refresh", {"rung": "head", "n": n}, actor="ops", reason="now")
+        for n in range(12)
+    ]
+    other = open_registry(registry.config)
+    assert other.requests() == made
+    other.done(made[0])
+    assert registry.requests() == made[1:]
+    row = next(iter(registry.journal.rows(kinds=("request",))))
+    assert row.fields["rung"] == "head"
+
+
+def test_a_damaged_request_is_dropped(registry: Registry) -> None:
+    registry.request("refresh", {}, actor="ops", reason="now")
+    folder = Path(registry.config.path) / "requests"
+    next(folder.iterdir()).write_bytes(b"{}")
+    assert registry.requests() == []
+    assert list(folder.iterdir()) == []
+
+
+def test_evidence_in_order(registry: Registry, publish: Publish) -> None:
+    one = publish()
+    registry.attach(one, "gate", {"passed": True})
+    registry.attach(one, "probation", {"passed": False})
+    found = registry.evidence(one)
+    assert [row["name"] for row in found] == ["gate", "probation"]
+    assert found[0]["evidence"] == {"passed": True}
+    with pytest.raises(NotFound):
+        registry.attach("v0099", "gate", {})
+
+
+def test_collect_keeps_what_serves_and_never_reuses_a_number(tmp_path: Path) -> None:
+    config = RegistryConfig(path=str(tmp_path / "r"), keep=1, history=1)
+    registry = open_registry(config, create=True)
+    folder = tmp_path / "source"
+    folder.mkdir()
+    draft = ManifestDraft(strategy="s", rung="head", task="text", labels=[])
+    for number in range(4):
+        (folder / "w").write_text(str(number))
+        registry.publish(folder, draft, actor="test")
+    promote(registry, "v0001", "v0002")
+    assert registry.collect(actor="test") == ["v0003"]
+    assert [version.id for version in registry.versions()] == ["v0001", "v0002", "v0004"]
+    registry.path("v0001")
+    assert registry.publish(folder, draft, actor="test").id == "v0005"
+
+
+def test_journal_rows_filter_and_limit(registry: Registry) -> None:
+    for number in range(5):
+        registry.journal.append("note" if number % 2 else "other", n=number)
     rows = list(registry.journal.rows())
-    assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
-    assert sum(row.kind == "promote" for row in rows) == 4
+    assert [row.seq for row in rows] == [1, 2, 3, 4, 5]
+    assert [row.seq for row in registry.journal.rows(since=3)] == [4, 5]
+    assert [row.fields["n"] for row in registry.journal.rows(kinds=("note",))] == [1, 3]
+    assert [row.seq for row in registry.journal.rows(limit=2)] == [4, 5]
