@@ -13,7 +13,9 @@ import logging
 import os
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -243,6 +245,7 @@ class TopicPost:
         self._topic = topic
         self._connection = connection
         self._producer: Any = None
+        self._sent: deque[Any] = deque()  # what was promised for the first letters of the queue
 
     def deliver(self, letters: deque[bytes], timeout: float) -> None:
         """Send all and wait for the brokers' word on each."""
@@ -251,25 +254,36 @@ class TopicPost:
         deadline = time.monotonic() + timeout
         try:
             producer = self._open()
-            futures = [producer.send(self._topic, value=letter) for letter in letters]
-            producer.flush(timeout=max(0.1, deadline - time.monotonic()))
-            for future in futures:
-                future.get(timeout=max(0.0, deadline - time.monotonic()))
+            for letter in islice(letters, len(self._sent), None):
+                self._sent.append(producer.send(self._topic, value=letter))
+            while self._sent:
+                self._sent[0].get(timeout=max(0.0, deadline - time.monotonic()))
+                self._sent.popleft()
                 letters.popleft()
         except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
-            # A producer whose sends failed may still hold them: start over with a new one.
-            self.close()
+            # Those that are still under way are waited for next time; a failure sends all again.
+            if any(future.is_done and future.failed() for future in self._sent):
+                self._sent.clear()
             raise DeadLetterError(
-                f"cannot deliver {len(letters)} dead letters to topic {self._topic}:"
-                f" {type(error).__name__}: {error}. Does the topic exist, and is the broker there?"
-                " They are kept and tried again"
+                f"cannot deliver {len(letters)} dead letters to topic {self._topic}: {error}."
+                " Does the topic exist, and is the broker there? They are kept and tried again"
             ) from error
 
     def close(self) -> None:
-        """Close the producer without waiting for what it holds."""
+        """Close the producer without waiting for what it still holds."""
+        from kafka.errors import KafkaError
+
         producer, self._producer = self._producer, None
-        if producer is not None:
-            producer.close(timeout=0)
+        self._sent.clear()
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=0.5)
+        except KafkaError:
+            # With letters under way it gives up before it has ended its thread.
+            producer._sender.force_close()
+            with suppress(KafkaError):
+                producer.close(timeout=0.5)
 
     def _open(self) -> Any:
         if self._producer is None:
@@ -282,6 +296,10 @@ class TopicPost:
                 **{
                     "client_id": "driftd-dead-letters",
                     "allow_auto_create_topics": False,
+                    # Letters are told apart by their offset; a gap in a producer's own numbering,
+                    # which a long outage leaves, must not stop it for good.
+                    "enable_idempotence": False,
+                    "acks": "all",
                     "bootstrap_timeout_ms": BOOTSTRAP_MS,
                     "max_block_ms": BOOTSTRAP_MS,
                     "max_request_size": MAX_REQUEST,

@@ -102,6 +102,7 @@ class Loop:
         found = self.checkpoints.load()
         if found:
             self.state.restore(found)
+            self.source.know(self.state.classes.names)
         self.follow()
         if found:
             self.repair.resume()
@@ -267,11 +268,18 @@ class Loop:
 
     def _poll(self) -> Poll:
         try:
+            if self.dead_letters.full:
+                # Read no more until the letters are away; the loop and its health go on.
+                self.dead_letters.flush(POLL_SECONDS)
             if self._finite and self.repair.trainer.running:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
                 return Poll(EMPTY, [], {})
             return self.source.poll(MAX_EVENTS, POLL_SECONDS)
+        except DeadLetterError as error:
+            self._survived("dead-letters", error)
+            time.sleep(POLL_SECONDS)
+            return Poll(EMPTY, [], {})
         finally:
             self.health.turned = time.monotonic()
 

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.checkpoint import CheckpointStore
 from daemon.config import Config
-from daemon.dead_letters import open_dead_letters
+from daemon.dead_letters import DeadLetterError, open_dead_letters
 from daemon.loop import Loop
 from daemon.sources import open_source
 from daemon.trainer import Trainer
@@ -133,4 +133,21 @@ def test_operators_are_obeyed(config):
     loop.step()
     assert loop.state.incident.cause == "operator"
     assert loop.registry.requests() == []
+    loop.close("the test is over")
+
+
+def test_reading_pauses_while_dead_letters_cannot_be_delivered(config, monkeypatch):
+    loop = make_loop(config)
+    loop.start()
+    letters = loop.dead_letters
+
+    def away(timeout=0.0):
+        raise DeadLetterError("the broker is away")
+
+    monkeypatch.setattr(type(letters), "full", property(lambda self: True))
+    monkeypatch.setattr(letters, "flush", away)
+    assert loop.step() == 0
+    assert loop.state.events == 0
+    monkeypatch.undo()
+    assert loop.step() > 0
     loop.close("the test is over")
