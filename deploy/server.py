@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import errno
 import logging
 import os
 import signal
@@ -23,12 +22,16 @@ import uvicorn
 from deploy.api import create_app
 from deploy.config import ServerConfig
 from deploy.engine import Engine
-from deploy.errors import BindError
+from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
 from deploy.versions import Source, Versions
 from deploy.watcher import Watcher
 
 log = logging.getLogger("driftd.server")
+
+# Long enough for a client that has just connected to send its request; uvicorn takes a connection
+# without a request for an idle one, and closes it.
+_SETTLE_SECONDS = 0.3
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 _LARGE_BLOCK_BYTES = 128 * 1024
@@ -125,38 +128,23 @@ class InferenceServer:
         self._http.should_exit = True
 
 
-def bind(host: str, port: int, backlog: int) -> socket.socket:
-    """A listening socket. Raises `BindError`, saying why and what to do."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise BindError(f"cannot listen on host {host!r}: {error}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(backlog)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            advice = "stop the process that uses it, or choose another port"
-        elif error.errno == errno.EACCES:
-            advice = "ports below 1024 need privileges: choose another"
-        else:
-            advice = "choose an address of this machine"
-        raise BindError(f"cannot listen on {host}:{port}: {error.strerror}; {advice}") from error
-    return listener
-
-
 class _Http(uvicorn.Server):
-    """Uvicorn without signal handlers of its own: it would close before readiness is false."""
+    """Uvicorn without signal handlers of its own, and with a gentler end.
+
+    It would close before readiness is false, and reset whoever has just connected.
+    """
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        with contextlib.suppress(OSError):
+            for listener in sockets or []:
+                turn_away(listener)
+        if not self.force_exit:
+            await asyncio.sleep(_SETTLE_SECONDS)
+        await super().shutdown(sockets)
 
 
 def _give_memory_back() -> None:

@@ -95,9 +95,6 @@ def test_serves_without_the_training_packages(kind, request, publish, process):
     assert "ended in order" in output
 
 
-@pytest.mark.xfail(
-    strict=False, reason="connections in the listen backlog can be reset when it closes"
-)
 def test_sigterm_says_not_ready_then_drains_then_ends(text, publish, process):
     publish(text, promote=True)
     running, url = process(notice=1)

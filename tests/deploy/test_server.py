@@ -15,7 +15,8 @@ import pytest
 import registry
 from deploy.config import ServerConfig
 from deploy.errors import BindError
-from deploy.server import InferenceServer, bind
+from deploy.listening import bind, turn_away
+from deploy.server import InferenceServer
 from deploy.session import Session
 
 INFER = "/v2/models/driftd/infer"
@@ -415,3 +416,17 @@ def test_a_port_in_use_is_named():
         bind("no-such-host.invalid", 0, 10)
     with pytest.raises(BindError, match="choose an address of this machine"):
         bind("192.0.2.1", 0, 10)
+
+
+def test_turning_away_keeps_those_who_came_first():
+    with bind("127.0.0.1", 0, 10) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address, timeout=5) as early:
+            turn_away(listener)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.2)
+            accepted, _ = listener.accept()
+            with accepted:
+                listener.close()
+                early.sendall(b"hello")
+                assert accepted.recv(5) == b"hello"

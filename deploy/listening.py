@@ -1,0 +1,62 @@
+"""The listening socket: bound with a clear word when it cannot be, and closed without a reset.
+
+Closing a listener resets the connections that the kernel has taken on but the program has not
+yet seen; their clients had every reason to think they were through. `turn_away` comes first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+from deploy.errors import BindError
+
+# Linux; the socket module does not name it.
+_SO_ATTACH_FILTER = 26
+
+# A packet filter (classic BPF) in four instructions: code, jump if true, jump if false, operand.
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the TCP header's flags
+    (0x45, 0, 1, 0x02),  # is it a SYN, the first packet of a connection?
+    (0x06, 0, 0, 0),  # then drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # else let it pass whole
+)
+
+
+def bind(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening socket. Raises `BindError`, saying why and what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise BindError(f"cannot listen on host {host!r}: {error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            advice = "stop the process that uses it, or choose another port"
+        elif error.errno == errno.EACCES:
+            advice = "ports below 1024 need privileges: choose another"
+        else:
+            advice = "choose an address of this machine"
+        raise BindError(f"cannot listen on {host}:{port}: {error.strerror}; {advice}") from error
+    return listener
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Begin no new connection on ``listener``; those begun can still be accepted.
+
+    Raises OSError where the system has no such filter.
+    """
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYN)
+    held = ctypes.create_string_buffer(program)
+    described = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(held))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
