@@ -6,7 +6,8 @@ session      one version's INT8 graph: probabilities, logits and embeddings in o
 export       torch to FP32 ONNX to INT8 (needs torch and onnx)
 patch        new weights into an existing graph (needs onnx)
 measure      size, speed and accuracy of an INT8 graph beside its FP32 original
-batcher, engine, versions, watcher, metrics, protocol, api, server   the inference server
+batcher, engine, versions, watcher, metrics, protocol, api, listening, server
+             the inference server, from the queue outwards
 """
 
 from __future__ import annotations
