@@ -80,7 +80,7 @@ class Client(threading.Thread):
                 self.failed += 1
                 continue
             self.answered += 1
-            version = str(answer.get("model_version"))
+            version = str(answer.get("version"))
             if not self.versions or self.versions[-1] != version:
                 self.versions.append(version)
 
