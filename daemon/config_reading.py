@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from daemon import yaml_lines
 
@@ -161,8 +162,8 @@ class _Reading(Generic[M]):
             elif (
                 value is None
                 and field
-                and _models(field)
-                and type(None) not in _parts(field.annotation)
+                and models_of(field)
+                and type(None) not in parts_of(field.annotation)
             ):
                 del data[key]
 
@@ -256,7 +257,7 @@ class _Reading(Generic[M]):
     def _secret(self, path: yaml_lines.Path) -> bool:
         section = self._section(path[:-1]) if path else None
         field = section.model_fields.get(str(path[-1])) if section else None
-        return field is None or SecretStr in _parts(field.annotation)
+        return field is None or SecretStr in parts_of(field.annotation)
 
     def _add(self, path: yaml_lines.Path, message: str) -> None:
         key = yaml_lines.dotted(path)
@@ -308,7 +309,7 @@ class _Reading(Generic[M]):
         return section
 
     def _variant(self, parent: type[BaseModel], path: yaml_lines.Path) -> type[BaseModel] | None:
-        variants = _models(parent.model_fields[str(path[-1])])
+        variants = models_of(parent.model_fields[str(path[-1])])
         if len(variants) <= 1:
             return next(iter(variants), None)
         kind = _get(self._data, (*path, "kind"))
@@ -318,23 +319,24 @@ class _Reading(Generic[M]):
 
     def _variants(self, path: yaml_lines.Path) -> list[type[BaseModel]]:
         parent = self._section(path[:-1])
-        return _models(parent.model_fields[str(path[-1])]) if parent else []
+        return models_of(parent.model_fields[str(path[-1])]) if parent else []
 
 
-def _models(field: Any) -> list[type[BaseModel]]:
+def models_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
     return [
         part
-        for part in _parts(field.annotation)
+        for part in parts_of(field.annotation)
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]
 
 
-def _parts(annotation: Any) -> list[Any]:
+def parts_of(annotation: Any) -> list[Any]:
     """The types that an annotation is made of."""
     inner = get_args(annotation)
     if not inner or getattr(annotation, "__origin__", None) is Literal:
         return [annotation]
-    return [part for argument in inner for part in _parts(argument)]
+    return [part for argument in inner for part in parts_of(argument)]
 
 
 def _set(data: dict[str, Any], path: yaml_lines.Path, value: Any) -> bool:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from daemon.config import Config
+from daemon.config_reading import models_of
 
 WIDTH = 96
 Task = Literal["text", "tabular"]
@@ -85,7 +86,7 @@ def reference() -> str:
         rows = [
             f"| `{name}` | {_type(field.annotation)} | {_shown(field)} | {_cell(field)} |"
             for name, field in model.model_fields.items()
-            if not _models(field)
+            if not models_of(field)
         ]
         if not rows:
             continue
@@ -130,7 +131,7 @@ def _section_lines(model: type[BaseModel], path: tuple[str, ...], active: Active
 
 def _chosen(field: FieldInfo, path: tuple[str, ...], active: Active) -> type[BaseModel] | None:
     """The model of a section, of several variants the active or the default one."""
-    models = _models(field)
+    models = models_of(field)
     if get_origin(field.annotation) in (tuple, list, dict):
         return None
     kind = active.get((*path, "kind"))
@@ -175,7 +176,7 @@ def _sections(
 ) -> Iterator[tuple[tuple[str, ...], str, type[BaseModel]]]:
     yield path, variant, model
     for name, field in model.model_fields.items():
-        models = _models(field)
+        models = models_of(field)
         for inner in models:
             kinds = get_args(inner.model_fields["kind"].annotation) if len(models) > 1 else ()
             if get_origin(field.annotation) in (tuple, list):
@@ -225,24 +226,9 @@ def _cell(field: FieldInfo) -> str:
 # ------------------------------------------------------------------------------- fields
 
 
-def _models(field: FieldInfo) -> list[type[BaseModel]]:
-    return [
-        part
-        for part in _parts(field.annotation)
-        if isinstance(part, type) and issubclass(part, BaseModel)
-    ]
-
-
-def _parts(annotation: Any) -> list[Any]:
-    inner = get_args(annotation)
-    if not inner or get_origin(annotation) is Literal:
-        return [annotation]
-    return [part for argument in inner for part in _parts(argument)]
-
-
 def _leaf(model: type[BaseModel], path: tuple[str, ...]) -> FieldInfo:
     for step in path[:-1]:
-        model = _models(model.model_fields[step])[0]
+        model = models_of(model.model_fields[step])[0]
     return model.model_fields[path[-1]]
 
 

@@ -8,18 +8,9 @@ Inputs are one numpy array whose first axis is the event, whatever the task: an 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-
-class Position(NamedTuple):
-    """Where a partition's stream stands: ``offset`` is the next offset to read."""
-
-    topic: str
-    partition: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -376,13 +376,10 @@ class Loop:
 
     def _report(self) -> None:
         state, source = self.state, self.source
-        self.metrics.lag_events().set(source.lag() or 0)
         self.metrics.source_connected().set(source.connected)
         self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
-        for part, count in state.memory.sizes().items():
-            self.metrics.memory_events(part).set(count)
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")
@@ -395,6 +392,9 @@ class Loop:
         else:
             self.health.why = "the source is away"
         self.snapshot = self.status()
+        self.metrics.lag_events().set(self.snapshot["source"]["lag_events"] or 0)
+        for part, count in self.snapshot["memory"].items():
+            self.metrics.memory_events(part).set(count)
 
     def _accuracy(self) -> dict[str, float]:
         score = self.state.prequential

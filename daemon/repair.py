@@ -518,10 +518,11 @@ class Repair:
         if verdict.decision == "undecided":
             return
         evidence = trial.as_dict()
-        incident_id = self._incident_id()
         self.registry.attach(trial.version, "gate", {**evidence, "champion": champion.version})
         self.metrics.verdicts(verdict.decision, trial.rung).inc()
-        self.journal.write("verdict", incident=incident_id, champion=champion.version, **evidence)
+        self.journal.write(
+            "verdict", incident=self._incident_id(), champion=champion.version, **evidence
+        )
         if verdict.decision == "promote":
             self._promote(trial, verdict, champion)
         else:
@@ -591,10 +592,8 @@ class Repair:
             examples=attempt.examples,
             parameters_touched=attempt.parameters,
         )
-        if incident.cause != "drift" and outcome != "promoted":
-            tried_all = incident.only is not None
-            if tried_all:
-                self._close("unrepaired", reason)
+        if incident.cause != "drift" and outcome != "promoted" and incident.only is not None:
+            self._close("unrepaired", reason)
 
     def _cancel(self, reason: str) -> None:
         job = self.trainer.job

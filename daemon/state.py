@@ -52,7 +52,6 @@ class State:
         self.champion_event = 0
         self.champion_since = 0.0
         self.online: OnlineHead | None = None
-        self.online_encoder = ""
         self.online_test = PairedTest(config.gate.alpha)
         self.incident: Incident | None = None
         self.incidents = 0
@@ -79,7 +78,6 @@ class State:
         offsets = np.full(classes, bias.min(initial=0.0), dtype=np.float32)
         wide[:, columns], offsets[columns] = weight, bias
         self.online = OnlineHead(Head(wide, offsets), self.config.learn.online)
-        self.online_encoder = served.encoder
         self.online_test = PairedTest(self.config.gate.alpha)
 
     def promotions_today(self, now: float | None = None) -> int:
@@ -102,7 +100,6 @@ class State:
             "champion": self.champion,
             "champion_event": self.champion_event,
             "champion_since": self.champion_since,
-            "online_encoder": self.online_encoder,
             "online_test": self.online_test.state(),
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
@@ -155,7 +152,6 @@ class State:
         self.champion_since = values["champion_since"]
         online = under("online", arrays)
         self.online = OnlineHead.restored(online, self.config.learn.online) if online else None
-        self.online_encoder = values["online_encoder"]
         self.online_test = PairedTest.restored(gate.alpha, values["online_test"])
         self.incidents = values["incidents"]
         self.incident = None

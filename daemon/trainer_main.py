@@ -51,7 +51,6 @@ PR_SET_PDEATHSIG = 1
 VALIDATION_SHARE = 0.15
 MEASURED_EVENTS = 256
 FP32 = "model.fp32.onnx"
-HEAD_ONLY = {"model.json", "head.safetensors", "model.int8.onnx", "reference.safetensors"}
 
 
 def main() -> int:
@@ -96,9 +95,6 @@ def run(folder: Path) -> Result:
         parent = out
     else:
         parent = Path(job.parent)
-        for file in parent.iterdir():
-            if file.name not in HEAD_ONLY and file.name != "manifest.json":
-                _link(file, out / file.name)
     return refresh(job, examples, head, parent, out, _reporter(folder))
 
 
@@ -222,14 +218,11 @@ def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
     weight, bias = update.head
     save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
     description = json.loads((parent / "model.json").read_text()) | {"labels": job.labels}
-    if (out / "model.json").exists():
-        (out / "model.json").unlink()
     (out / "model.json").write_text(json.dumps(description, indent=1))
     graph = out / "model.int8.onnx"
     if update.encoder:
         delta = out / "delta.safetensors"
         before = load_file(parent / delta.name) if (parent / delta.name).exists() else {}
-        delta.unlink(missing_ok=True)
         save_file({**before, **update.encoder}, delta)
         patch_weights(
             parent / graph.name,
@@ -240,6 +233,10 @@ def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
         patch_head(parent / graph.name, weight, bias, graph)
     if update.adapter:
         save_file(update.adapter, out / "adapter.safetensors")
+    # Only what the update did not write: a link is the parent's own file, never to be written to.
+    for file in parent.iterdir():
+        if file.name != "manifest.json" and not (out / file.name).exists():
+            _link(file, out / file.name)
 
 
 def _measured(

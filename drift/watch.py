@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from drift.eprocess import BLOCK, Advance, Baseline, Bets, Crossing, Floats, Integers, advance
-from drift.signal import State
+from drift.signal import Kind, Signal, State
 
 # Numbers a temporary array holds while catching up with a long batch: 512 KB, inside the cache.
 CHUNK = 1 << 16
@@ -111,6 +112,23 @@ class Watch:
             crossing, crossed_rates = last
             return Findings(highest, at, crossing.evidence, crossed_rates)
         return Findings(highest, at, self._shaped(self._standing), self.baseline.rates)
+
+    def signal(
+        self, name: str, kind: Kind, found: Findings, seen: int, labelled: Integers, **more: object
+    ) -> Signal:
+        """What was found, as the signal of a detector; ``more`` is evidence of its own.
+
+        seen: events before this batch. labelled: positions [n] in the batch of the events taken.
+        """
+        evidence = {
+            "seen": seen,
+            "at": labelled[found.at].tolist(),
+            "events": len(labelled),
+            **more,
+            "learned_from": int(self.baseline.events) - 1,
+        }
+        score, threshold = math.log1p(found.highest), math.log1p(self.threshold)
+        return Signal(name, kind, score, threshold, bool(found.at), evidence)
 
     def state(self) -> State:
         """Arrays from which `restore` goes on exactly here."""

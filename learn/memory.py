@@ -32,6 +32,7 @@ class Memory:
         self._replay = Examples.empty()
         self._pending: list[Examples] = []
         self._pending_rows = 0
+        self._judging: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         self._settle()
@@ -46,7 +47,7 @@ class Memory:
         """Events by part: ``recent``, ``held_out`` (of the recent) and ``replay``."""
         return {
             "recent": len(self._recent) + self._pending_rows,
-            "held_out": int(self.held_out(self._recent.ids).sum()) if len(self._recent) else 0,
+            "held_out": int(self._judges().sum()),
             "replay": len(self._replay),
         }
 
@@ -54,6 +55,12 @@ class Memory:
         """Bool [n]: which of the events, by id (object [n] of str), only ever judge."""
         limit = self.config.holdout
         return np.fromiter((_hash(i) / _HASHES < limit for i in ids), np.bool_, count=len(ids))
+
+    def _judges(self) -> NDArray[np.bool_]:
+        """Bool [n]: the held-out events of the recent window; hashed once for each window."""
+        if self._judging is None:
+            self._judging = self.held_out(self._recent.ids)
+        return self._judging
 
     def add(self, examples: Examples, encoder: str) -> None:
         """Take in labelled events; ``encoder`` names what made their embeddings, if any.
@@ -75,9 +82,10 @@ class Memory:
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
         self._settle()
-        found = self._recent.take(self._recent.arrivals >= since)
-        if training and len(found):
-            found = found.take(~self.held_out(found.ids))
+        wanted = self._recent.arrivals >= since
+        if training:
+            wanted &= ~self._judges()
+        found = self._recent.take(wanted)
         return found.take(np.arange(max(0, len(found) - limit), len(found)))
 
     def training_set(self, since: int, replay: int, replay_weight: float, seed: int) -> Examples:
@@ -86,9 +94,7 @@ class Memory:
         The replay is drawn evenly from the classes, at ``replay_weight`` an event.
         """
         fresh = self.recent(self.config.recent, since, training=True)
-        older = self._recent.take(self._recent.arrivals < since)
-        if len(older):
-            older = older.take(~self.held_out(older.ids))
+        older = self._recent.take((self._recent.arrivals < since) & ~self._judges())
         pool = Examples.concatenate([self._replay, older])
         chosen = pool.take(_balanced(pool.labels, replay, seed))
         weights = np.full(len(chosen), replay_weight, dtype=np.float32)
@@ -102,7 +108,7 @@ class Memory:
         self._settle()
         arrivals = self._recent.arrivals
         wanted = arrivals >= cutoff
-        wanted |= (arrivals >= since) & self.held_out(self._recent.ids)
+        wanted |= (arrivals >= since) & self._judges()
         index = np.flatnonzero(wanted)
         return self._recent.take(index[-limit:])
 
@@ -110,8 +116,8 @@ class Memory:
         """Training events by class number."""
         self._settle()
         counts: dict[int, int] = {}
-        for part in (self._recent, self._replay):
-            kept = part.labels[~self.held_out(part.ids)] if len(part) else part.labels
+        # The replay never holds a held-out event.
+        for kept in (self._recent.labels[~self._judges()], self._replay.labels):
             for label, count in zip(*np.unique(kept, return_counts=True), strict=True):
                 counts[int(label)] = counts.get(int(label), 0) + int(count)
         return counts
@@ -130,7 +136,7 @@ class Memory:
         """Go on exactly where `state` was taken."""
         self.encoder = state["encoder"].tobytes().decode()
         self._pending, self._pending_rows = [], 0
-        self._recent = _part("recent/", state)
+        self._recent, self._judging = _part("recent/", state), None
         self._replay = _part("replay/", state)
 
     def _settle(self) -> None:
@@ -151,6 +157,7 @@ class Memory:
             together.take(np.arange(start)),
             together.take(np.arange(start, len(together))),
         )
+        self._judging = None
         if len(aged) and self.config.replay:
             self._age(aged)
 

@@ -1,7 +1,7 @@
 """The training loop that every rung with encoder weights shares, and its panel.
 
 Bounded by rounds and CPU time; stops itself when a round gains too little, when the loss is no
-number, or when training and validation part ways. What is returned is the best round.
+number, or when training and validation part ways. The model is left at its best round.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,17 +21,6 @@ from learn.head import Head, fit_softmax, score
 from learn.model import Model, batches, lengths
 from learn.strategy import Round, Start
 
-SMALL_SET = 400
-
-
-@dataclass(slots=True)
-class Trained:
-    """The best round: its weights, by parameter name, and the panel of all rounds."""
-
-    weights: dict[str, NDArray[np.float32]]
-    rounds: list[Round]
-    stopped: str | None
-
 
 def train(
     model: Model,
@@ -42,8 +30,11 @@ def train(
     validation: Examples,
     config: TrainingConfig,
     report: Callable[[Round], None],
-) -> Trained:
-    """Train the parameters of ``groups`` (each with its learning rate); all others are frozen."""
+) -> tuple[list[Round], str | None]:
+    """Train the parameters of ``groups`` (each with its learning rate); all others are frozen.
+
+    Leaves the model at its best round. Returns the panel, and why it stopped early, if it did.
+    """
     torch.manual_seed(start.seed)
     torch.set_num_threads(start.threads)
     generator = np.random.default_rng(start.seed)
@@ -52,7 +43,6 @@ def train(
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    names = {id(p): name for name, p in model.module.named_parameters()}
     optimiser = torch.optim.AdamW(
         [{"params": parameters, "lr": rate} for parameters, rate in groups],
         weight_decay=config.weight_decay,
@@ -64,7 +54,7 @@ def train(
     total = per_round * config.rounds
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _slope(total, config.warmup))
     before = score(model(judge.inputs), judge.labels)
-    best, best_score = _weights(trained, names), before
+    best, best_score = _copies(trained), before
     last_accuracy, last_train, last_loss = before.accuracy, math.nan, before.loss
     rounds: list[Round] = []
     stopped = None
@@ -107,7 +97,7 @@ def train(
         rounds.append(line)
         report(line)
         if (found.accuracy, -found.loss) > (best_score.accuracy, -best_score.loss):
-            best, best_score = _weights(trained, names), found
+            best, best_score = _copies(trained), found
         if stopped:
             break
         if line.gap > config.max_gap and found.loss > last_loss:
@@ -117,7 +107,10 @@ def train(
             stopped = f"round {number} gained {line.accuracy_gain:.2f} points"
             break
         last_accuracy, last_train, last_loss = found.accuracy, loss, found.loss
-    return Trained(best, rounds, stopped)
+    with torch.no_grad():
+        for parameter, value in zip(trained, best, strict=True):
+            parameter.copy_(value)
+    return rounds, stopped
 
 
 def refit_head(
@@ -167,7 +160,7 @@ def _step(
     if not math.isfinite(norm):
         return math.nan, norm, math.nan
     with torch.no_grad():
-        before = [parameter.detach().clone() for parameter in trained]
+        before = _copies(trained)
         optimiser.step()
         moved = math.sqrt(
             sum(float((p - b).pow(2).sum()) for p, b in zip(trained, before, strict=True))
@@ -176,8 +169,8 @@ def _step(
     return total, norm, moved / max(size, 1e-12)
 
 
-def _weights(trained: list[nn.Parameter], names: dict[int, str]) -> dict[str, NDArray[np.float32]]:
-    return {names[id(p)]: p.detach().float().cpu().numpy().copy() for p in trained}
+def _copies(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _slope(total: int, warmup: float) -> Callable[[int], float]:

@@ -91,23 +91,15 @@ class ErrorRate:
         labelled = np.flatnonzero(batch.labelled)
         fired = batch.errors.astype(np.int64) - 1  # column 0 where wrong, -1 where right
         found = self._watch.take(fired)
-        threshold = self._watch.threshold
-        evidence = {
-            "seen": self._seen,
-            "at": labelled[found.at].tolist(),
-            "events": len(labelled),
-            "reference_rate": float(found.rates[0]),
-            "rate": self._rate(found.evidence, found.rates),
-            "learned_from": int(self._watch.baseline.events) - 1,
-        }
-        self._seen += len(batch)
-        return Signal(
+        seen, self._seen = self._seen, self._seen + len(batch)
+        return self._watch.signal(
             self.name,
             self.kind,
-            math.log1p(found.highest),
-            math.log1p(threshold),
-            bool(found.at),
-            evidence,
+            found,
+            seen,
+            labelled,
+            reference_rate=float(found.rates[0]),
+            rate=self._rate(found.evidence, found.rates),
         )
 
     def state(self) -> State:

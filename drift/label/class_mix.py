@@ -6,8 +6,6 @@ all others together, with bets on rises and falls of each.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,23 +83,15 @@ class ClassMix:
         for label in dict.fromkeys(labels[~known].tolist()):
             self._unseen = [*(c for c in self._unseen if c != label), label][-NAMED:]
         found = self._watch.take(columns)
-        threshold = self._watch.threshold
-        evidence = {
-            "seen": self._seen,
-            "at": labelled[found.at].tolist(),
-            "events": len(labelled),
-            "moved": self._moved(self._watch, found.evidence, found.rates),
-            "unseen": list(self._unseen),
-            "learned_from": int(self._watch.baseline.events) - 1,
-        }
-        self._seen += len(batch)
-        return Signal(
+        seen, self._seen = self._seen, self._seen + len(batch)
+        return self._watch.signal(
             self.name,
             self.kind,
-            math.log1p(found.highest),
-            math.log1p(threshold),
-            bool(found.at),
-            evidence,
+            found,
+            seen,
+            labelled,
+            moved=self._moved(self._watch, found.evidence, found.rates),
+            unseen=list(self._unseen),
         )
 
     def state(self) -> State:

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.session import Session
-from examples.demo.broker import EmbeddedBroker
+from examples.demo.broker import EmbeddedBroker, free_port
 from examples.demo.newsgroups import CACHE, Event, Stream, load, stream
 from examples.demo.replay import Replay
 from learn.head import fit_softmax
@@ -441,13 +440,6 @@ def _request(port: int, verb: str, path: str, body: str | None) -> dict[str, Any
         return None
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

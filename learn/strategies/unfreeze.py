@@ -2,77 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
-from learn.config import LearnConfig
-from learn.examples import Examples
-from learn.model import Model
-from learn.strategy import Round, Start, Update
-from learn.training import changed, refit_head, train
+from torch import nn
+
+from learn.model import Layer, Model
+from learn.strategies.encoder import EncoderStrategy
 
 
-class _Unfreeze:
-    trains_encoder = True
-
-    def __init__(self, config: LearnConfig) -> None:
-        self.config = config
-
-    def names(self, model: Model) -> set[str]:
-        """The encoder parameters to train."""
-        raise NotImplementedError
-
-    def fit(
-        self,
-        start: Start,
-        train_on: Examples,
-        validation: Examples,
-        report: Callable[[Round], None],
-    ) -> Update:
-        """See `Strategy.fit`."""
-        settings = self.config.training
-        model = start.load()
-        model.set_head(start.head)
-        before = {k: v.clone() for k, v in model.module.state_dict().items()}
-        wanted = self.names(model)
-        encoder = [p for name, p in model.module.named_parameters() if name in wanted]
-        head = list(model.module.head.parameters())
-        groups = [(encoder, settings.encoder_rate), (head, settings.head_rate)]
-        done = train(model, groups, start, train_on, validation, settings, report)
-        best = {**before, **{k: before[k].new_tensor(v) for k, v in done.weights.items()}}
-        model.module.load_state_dict(best)
-        fitted = refit_head(model, train_on, validation, model.head, self.config.l2)
-        return Update(
-            head=fitted,
-            encoder=changed(model, before),
-            parameters_touched=sum(p.numel() for p in [*encoder, *head]),
-            rounds=done.rounds,
-            stopped=done.stopped,
-        )
-
-
-class Partial(_Unfreeze):
+class Partial(EncoderStrategy):
     """The top layers of the encoder and the head; what lies below stays as it is."""
 
     name = "partial"
     rung: Literal["partial"] = "partial"
 
-    def names(self, model: Model) -> set[str]:
+    def unfreeze(self, model: Model, seed: int) -> tuple[list[nn.Parameter], float]:
         """Parameters of the last ``training.top_layers`` numbered layers."""
+        settings = self.config.training
         layers = [layer for layer in model.layers() if layer.name != "embeddings"]
-        return {
-            name
-            for layer in layers[-self.config.training.top_layers :]
-            for name in layer.parameters
-        }
+        return _parameters(model, layers[-settings.top_layers :]), settings.encoder_rate
 
 
-class Full(_Unfreeze):
+class Full(EncoderStrategy):
     """All encoder weights and the head."""
 
     name = "full"
     rung: Literal["full"] = "full"
 
-    def names(self, model: Model) -> set[str]:
+    def unfreeze(self, model: Model, seed: int) -> tuple[list[nn.Parameter], float]:
         """Every encoder parameter."""
-        return {name for layer in model.layers() for name in layer.parameters}
+        return _parameters(model, model.layers()), self.config.training.encoder_rate
+
+
+def _parameters(model: Model, layers: list[Layer]) -> list[nn.Parameter]:
+    wanted = {name for layer in layers for name in layer.parameters}
+    return [p for name, p in model.module.named_parameters() if name in wanted]

@@ -1,0 +1,80 @@
+"""The trainer's work on files: what a refresh writes, shares with its parent, and leaves alone."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from daemon.job import VERSION, Job
+from daemon.trainer_main import run
+from deploy.session import Session
+from learn.config import LearnConfig, ModelConfig, TrainingConfig
+from learn.examples import Examples
+from registry import ManifestDraft, open_registry
+
+LABELS = ["no", "yes"]
+
+
+@pytest.fixture
+def examples():
+    random = np.random.default_rng(4)
+    x = random.normal(size=(1200, 2))
+    inputs = np.empty(1200, dtype=[("a", "<f8"), ("b", "<f8")])
+    inputs["a"], inputs["b"] = x.T
+    number = np.arange(1200, dtype=np.int64)
+    return Examples(
+        ids=np.array([f"e{i}" for i in number], dtype=object),
+        times=number.astype(np.float64),
+        inputs=inputs,
+        labels=(np.sin(4 * x[:, 0]) > x[:, 1]).astype(np.int64),  # more than a head can learn
+        embeddings=None,
+        weights=np.ones(1200, dtype=np.float32),
+        topics=np.full(1200, "t", dtype=object),
+        partitions=np.zeros(1200, dtype=np.int32),
+        offsets=number,
+        arrivals=number,
+    )
+
+
+def test_each_refresh_builds_on_its_parent_and_never_writes_to_it(examples, tmp_path):
+    registry = open_registry(tmp_path / "registry", create=True)
+    model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
+    learn = LearnConfig(
+        training=TrainingConfig(encoder_rate=0.003, rounds=8, minimal_gain=0, max_gap=9)
+    )
+    parent = None
+    for rung in ("head", "partial", "full", "head"):
+        job = Job(
+            id=f"{len(registry.versions())}-{rung}",
+            rung=rung,
+            strategy=rung,
+            labels=LABELS,
+            parent=str(registry.path(parent)) if parent else None,
+            seed=1,
+            threads=1,
+            cpu_seconds=60,
+            model=model.model_dump(mode="json"),
+            learn=learn.model_dump(mode="json"),
+        )
+        folder = tmp_path / "jobs" / job.id
+        job.write(folder, examples)
+        result = run(folder)
+        assert result.outcome == "trained"
+        assert "manifest.json" not in os.listdir(folder / VERSION)
+        answers = Session.open(folder / VERSION).predict(examples.inputs).probabilities
+        assert (answers.argmax(axis=1) == examples.labels).mean() > 0.7
+        draft = ManifestDraft(
+            strategy=rung, rung=rung, task="tabular", labels=LABELS, metrics=result.metrics
+        )
+        parent = registry.publish(folder / VERSION, draft, actor="test").id
+    first, partial, full, last = (version.manifest.files for version in registry.versions())
+    for version in registry.versions():
+        registry.path(version.id, verify=True)
+    assert {f["encoder.safetensors"].sha256 for f in (first, partial, full, last)} == {
+        first["encoder.safetensors"].sha256
+    }
+    assert "delta.safetensors" not in first
+    assert "delta.safetensors" in partial
+    assert full["delta.safetensors"] == last["delta.safetensors"]
