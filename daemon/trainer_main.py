@@ -114,9 +114,12 @@ def recall(job: Job, examples: Examples) -> Result:
 
 def begin(job: Job, examples: Examples, out: Path) -> None:
     """The very first version: base model, preprocessing and graphs, with an empty head."""
+    import torch
+
     from deploy.export import export_onnx, quantize_int8
     from learn.model import create_model
 
+    torch.manual_seed(job.seed)  # a table's encoder begins at random
     config = ModelConfig(**job.model)
     preprocess = create_preprocessor(config, examples)
     preprocess.save(out)
