@@ -8,6 +8,7 @@ Inputs are one numpy array whose first axis is the event, whatever the task: an 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,12 @@ class EventBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def features(self) -> dict[str, NDArray[np.generic]]:
+        """The columns of a table by name, each [n]; none for text."""
+        table: NDArray[Any] = self.inputs
+        return {name: table[name] for name in table.dtype.names or ()}
 
     def take(self, index: NDArray[np.generic]) -> EventBatch:
         """The events at ``index`` (integer positions or a boolean mask), as a new batch."""

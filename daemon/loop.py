@@ -190,7 +190,9 @@ class Loop:
         right = answer.predicted[known] == labels[known]
         state.prequential.observe(numbers[known], right)
         self.repair.observe(batch.inputs, answer, labels, self.champion)
-        observed = Observations(answer.embeddings, answer.probabilities, labels, batch.times)
+        observed = Observations(
+            answer.embeddings, answer.probabilities, labels, batch.times, batch.features
+        )
         signals = state.watch.observe(observed)
         if not self.paused:
             self._learn_online(batch, answer, labels)

@@ -57,7 +57,7 @@ class Watch:
     @property
     def recent(self) -> Observations:
         """The last observations since armed, at most about 1,500: what a diagnosis looks at."""
-        return _concatenate(self._recent)
+        return Observations.join(self._recent)
 
     def observe(self, batch: Observations) -> list[Signal]:
         """Take in a batch; the signals, empty while the reference is being gathered."""
@@ -67,7 +67,7 @@ class Watch:
             return self.signals
         self._gathered.append(batch)
         if self.gathered >= max(self.settle_events, self.config.reference_minimum):
-            self._arm(_concatenate(self._gathered))
+            self._arm(Observations.join(self._gathered))
         return []
 
     def rearm(self) -> None:
@@ -85,7 +85,7 @@ class Watch:
     def _held(self) -> Observations | None:
         if self.reference is not None:
             return self.reference.observations
-        return _concatenate(self._gathered) if self._gathered else None
+        return Observations.join(self._gathered) if self._gathered else None
 
     def _arm(self, gathered: Observations) -> None:
         reference = Reference.of(gathered, self.config.reference_events)
@@ -107,7 +107,7 @@ class Watch:
             arrays |= prefixed("monitors", self.monitors.state())
         for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
             if batches:
-                arrays |= prefixed(name, _columns(_concatenate(batches)))
+                arrays |= prefixed(name, Observations.join(batches).arrays())
         return arrays
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -115,7 +115,7 @@ class Watch:
         self.rearm()
         for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
             if columns := under(name, state):
-                batches.append(_observations(columns))
+                batches.append(Observations.from_arrays(columns))
         if not bool(state["armed"]):
             return
         self.reference = Reference.from_arrays(under("reference", state))
@@ -125,35 +125,3 @@ class Watch:
         except SettingsChanged as error:
             log.warning("%s: the monitors start anew on the stored reference", error)
             self.monitors.fit(self.reference)
-
-
-def _columns(observed: Observations) -> Arrays:
-    return {
-        "embeddings": observed.embeddings,
-        "probabilities": observed.probabilities,
-        "labels": observed.labels,
-        "times": observed.times,
-    }
-
-
-def _observations(columns: Mapping[str, NDArray[np.generic]]) -> Observations:
-    return Observations(
-        columns["embeddings"].astype(np.float32),
-        columns["probabilities"].astype(np.float32),
-        columns["labels"].astype(np.int64),
-        columns["times"].astype(np.float64),
-    )
-
-
-def _concatenate(batches: list[Observations]) -> Observations:
-    width = max(batch.probabilities.shape[1] for batch in batches)
-    return Observations(
-        np.concatenate([b.embeddings for b in batches]),
-        np.concatenate([_widened(b.probabilities, width) for b in batches]),
-        np.concatenate([b.labels for b in batches]),
-        np.concatenate([b.times for b in batches]),
-    )
-
-
-def _widened(probabilities: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    return np.pad(probabilities, ((0, 0), (0, width - probabilities.shape[1])))

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from drift.signal import DriftError, Observations, State
 from drift.signature import Signature
 
-COLUMNS = ("embeddings", "probabilities", "labels", "times")
-
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -37,9 +35,8 @@ class Reference:
 
     def arrays(self) -> State:
         """Plain contiguous arrays, about 4 (d + k) bytes an event."""
-        columns = {name: getattr(self.observations, name) for name in COLUMNS}
         signature = {f"signature.{key}": value for key, value in self.signature.arrays().items()}
-        return {key: np.array(value, order="C") for key, value in {**columns, **signature}.items()}
+        return self.observations.arrays() | signature
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -47,21 +44,13 @@ class Reference:
 
         Raises DriftError when an array is missing or the columns differ in length.
         """
-        missing = [name for name in COLUMNS if name not in arrays]
-        if missing:
+        try:
+            observations = Observations.from_arrays(arrays)
+        except DriftError as error:
             raise DriftError(
-                f"this is no drift reference: it lacks {', '.join(missing)}. Publish the version "
-                "again, or fit on recent events instead."
-            )
-        observations = Observations(
-            np.asarray(arrays["embeddings"], dtype=np.float32),
-            np.asarray(arrays["probabilities"], dtype=np.float32),
-            np.asarray(arrays["labels"], dtype=np.int64),
-            np.asarray(arrays["times"], dtype=np.float64),
-        )
-        lengths = {name: len(arrays[name]) for name in COLUMNS}
-        if len(set(lengths.values())) != 1:
-            raise DriftError(f"this drift reference is damaged: its columns differ, {lengths}.")
+                f"this is no drift reference: {error}. Publish the version again, or fit on "
+                "recent events instead."
+            ) from error
         prefix = "signature."
         signature = {
             key.removeprefix(prefix): value

@@ -6,17 +6,21 @@ its state in plain arrays, so that a restart goes on exactly where it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drift.features import NO_FEATURES, Features, joined, packed, unpacked
 
 Kind = Literal["covariate", "label", "concept"]
 State = dict[str, NDArray[np.generic]]
 
 UNLABELLED = -1
+COLUMNS = ("embeddings", "probabilities", "labels", "times")
+FEATURE = "features."
 
 
 class DriftError(Exception):
@@ -48,13 +52,15 @@ class Observations:
 
     embeddings: float32 [n, d] of the serving model's encoder. probabilities: float32 [n, k] of
     the serving model. labels: int64 [n], the class index, or `UNLABELLED`; an index >= k is a
-    class that the model does not know. times: float64 [n], seconds since the epoch.
+    class that the model does not know. times: float64 [n], seconds since the epoch. features: the
+    columns of a table by name, each [n] (see `drift.features`); none for text.
     """
 
     embeddings: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
     times: NDArray[np.float64]
+    features: Features = field(default_factory=lambda: NO_FEATURES)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,8 +97,59 @@ class Observations:
     def take(self, index: NDArray[np.generic] | slice) -> Observations:
         """The events at ``index``, as new observations."""
         return Observations(
-            self.embeddings[index], self.probabilities[index], self.labels[index], self.times[index]
+            self.embeddings[index],
+            self.probabilities[index],
+            self.labels[index],
+            self.times[index],
+            {name: column[index] for name, column in self.features.items()},
         )
+
+    @classmethod
+    def join(cls, batches: Sequence[Observations]) -> Self:
+        """Several batches, one after another.
+
+        Classes that a later batch knows have probability 0 in the earlier ones.
+        """
+        width = max(batch.probabilities.shape[1] for batch in batches)
+        return cls(
+            np.concatenate([batch.embeddings for batch in batches]),
+            np.concatenate([_widened(batch.probabilities, width) for batch in batches]),
+            np.concatenate([batch.labels for batch in batches]),
+            np.concatenate([batch.times for batch in batches]),
+            joined([(batch.features, len(batch)) for batch in batches]),
+        )
+
+    def arrays(self) -> State:
+        """Plain contiguous arrays by name, about 4 (d + k) bytes an event."""
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        features = {f"{FEATURE}{key}": value for key, value in packed(self.features).items()}
+        return {key: np.array(value, order="C") for key, value in {**columns, **features}.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """The observations that `arrays` describes.
+
+        Raises DriftError when an array is missing or the columns differ in length.
+        """
+        missing = [name for name in COLUMNS if name not in arrays]
+        if missing:
+            raise DriftError(f"these are no observations: {', '.join(missing)} missing")
+        found = cls(
+            np.asarray(arrays["embeddings"], dtype=np.float32),
+            np.asarray(arrays["probabilities"], dtype=np.float32),
+            np.asarray(arrays["labels"], dtype=np.int64),
+            np.asarray(arrays["times"], dtype=np.float64),
+            unpacked({k[len(FEATURE) :]: v for k, v in arrays.items() if k.startswith(FEATURE)}),
+        )
+        lengths = {name: len(getattr(found, name)) for name in COLUMNS}
+        lengths |= {name: len(column) for name, column in found.features.items()}
+        if len(set(lengths.values())) != 1:
+            raise DriftError(f"these observations are damaged: their columns differ, {lengths}")
+        return found
+
+
+def _widened(probabilities: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    return np.pad(probabilities, ((0, 0), (0, width - probabilities.shape[1])))
 
 
 @dataclass(frozen=True, slots=True)
