@@ -1,0 +1,638 @@
+"""The dashboards, by the name of their file.
+
+Each answers one question: is it well, what drifts, was the training healthy, do clients get their
+answers, how did the model come to be what it is, does the daemon keep up.
+"""
+
+from __future__ import annotations
+
+from helm.builder.panels import (
+    GREEN,
+    GREY,
+    JSON,
+    NEUTRAL,
+    NO_IS_BAD,
+    RED,
+    YELLOW,
+    YES_IS_BAD,
+    dashboard,
+    graph,
+    mean,
+    of,
+    quantile,
+    rate,
+    stat,
+    timeline,
+)
+
+YES_NO: dict[float, str] = {0: "no", 1: "yes"}
+LOST = ((None, GREEN), (0.02, YELLOW), (0.05, RED))
+SCORE = ((None, GREEN), (0.7, YELLOW), (1, RED))
+STRATEGY = "{{strategy}}"
+
+_WINDOWS = {
+    "recent": "recent",
+    "since the promotion": "since_promotion",
+    "normal": "reference",
+    "all time": "total",
+}
+_ACCURACY = {
+    legend: "max(" + of("driftd_prequential_accuracy", f'window="{window}"') + ")"
+    for legend, window in _WINDOWS.items()
+}
+_FAILED = of("driftd_refreshes_total", 'outcome="failed"')
+_DRIFT_NOW = f"{of('driftd_drift_score')} / {of('driftd_drift_threshold')}"
+_CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
+
+
+def _accuracy(width: int) -> JSON:
+    return graph(
+        "Accuracy",
+        _ACCURACY,
+        "Each event is predicted first and learned from afterwards. Normal is what the drift "
+        "monitors hold for it: the accuracy since the last repair, or when the watch began.",
+        unit="percentunit",
+        bounds=(None, 1),
+        width=width,
+    )
+
+
+def _drift(width: int) -> JSON:
+    return graph(
+        "Drift: score relative to the alarm",
+        {"{{detector}} ({{kind}})": _DRIFT_NOW},
+        "1 is an alarm. After an alarm a detector starts again from nothing.",
+        ranges=SCORE,
+        width=width,
+    )
+
+
+OVERVIEW = dashboard(
+    "overview",
+    "Overview",
+    "Is it well? What serves, since when, how good is it, and what goes on.",
+    {
+        "Is it well?": [
+            stat(
+                "Accuracy now",
+                _ACCURACY["recent"],
+                "Share of right answers among the recent labelled events.",
+                unit="percentunit",
+            ),
+            stat(
+                "Lost against normal",
+                f"{_ACCURACY['normal']} - {_ACCURACY['recent']}",
+                "Accuracy that the monitors hold for normal, minus accuracy now.",
+                unit="percentunit",
+                steps=LOST,
+            ),
+            stat(
+                "Drift now",
+                f"max({_DRIFT_NOW})",
+                "The highest score of any detector, relative to its alarm at 1.",
+                unit="percentunit",
+                steps=SCORE,
+            ),
+            stat(
+                "Damage under repair",
+                f"max({of('driftd_incident_open')}) or vector(0)",
+                "Whether an incident is open.",
+                steps=YES_IS_BAD,
+                words=YES_NO,
+            ),
+            stat(
+                "Servers ready",
+                f"sum({of('driftd_server_ready')}) / count({of('driftd_server_ready')})",
+                "Share of the inference servers that answer requests.",
+                unit="percentunit",
+                steps=((None, RED), (0.5, YELLOW), (1, GREEN)),
+            ),
+            stat(
+                "Source answers",
+                f"min({of('driftd_source_connected')})",
+                "Whether the daemon reaches its stream.",
+                steps=NO_IS_BAD,
+                words=YES_NO,
+            ),
+        ],
+        "What serves": [
+            stat(
+                "Champion",
+                _CHAMPION,
+                "The version that serves, as the daemon sees it.",
+                legend="{{version}}",
+            ),
+            stat(
+                "Serves for",
+                f"time() - max({of('driftd_champion_since_timestamp_seconds')})",
+                "Time since the last promotion or rollback.",
+                unit="s",
+            ),
+            stat(
+                "On the servers",
+                f"max by (version) ({of('driftd_server_champion_info')})",
+                "What the servers serve; two names for longer than a moment: one of them is stuck.",
+                legend="{{version}}",
+            ),
+            stat(
+                "On probation",
+                f"max({of('driftd_probation')}) or vector(0)",
+                "Whether the last promotion is still compared with the version before.",
+                steps=((None, GREEN), (1, YELLOW)),
+                words=YES_NO,
+            ),
+            stat(
+                "Learning paused",
+                f"max({of('driftd_paused')})",
+                "By an operator; the journal says why.",
+                steps=((None, GREEN), (1, YELLOW)),
+                words=YES_NO,
+            ),
+            stat(
+                "Pinned",
+                f"max({of('driftd_pinned')})",
+                "By an operator: no promotion until unpinned.",
+                steps=((None, GREEN), (1, YELLOW)),
+                words=YES_NO,
+            ),
+        ],
+        "Over time": [
+            _accuracy(12),
+            _drift(12),
+            graph(
+                "Answers",
+                {"{{code}}": f"sum by (code) ({rate('driftd_server_requests_total')})"},
+                "Inference requests a second, by HTTP status.",
+                unit="reqps",
+                stacked=True,
+            ),
+            graph(
+                "Latency",
+                {
+                    "half": quantile(0.5, "driftd_server_request_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_server_request_seconds"),
+                },
+                "Time from a request's first byte to its answer.",
+                unit="s",
+            ),
+            graph(
+                "Events",
+                {"{{outcome}}": f"sum by (outcome) ({rate('driftd_events_total')})"},
+                "Events a second, by what became of them.",
+                unit="eps",
+                stacked=True,
+            ),
+        ],
+    },
+)
+
+DRIFT = dashboard(
+    "drift",
+    "Drift",
+    "What moves, since when, and what came of it.",
+    {
+        "Now": [
+            _drift(24),
+            graph(
+                "Score",
+                {"{{detector}} ({{kind}})": of("driftd_drift_score")},
+                "In the detector's own unit: nats of evidence, or standard deviations.",
+                width=12,
+            ),
+            graph(
+                "Threshold",
+                {"{{detector}} ({{kind}})": of("driftd_drift_threshold")},
+                "The score at which the detector alarms. All together keep drift.false_alarm.",
+                width=12,
+            ),
+        ],
+        "Alarms and damage": [
+            graph(
+                "Alarms an hour",
+                {
+                    "{{detector}} ({{kind}})": (
+                        f"sum by (detector, kind) (increase({of('driftd_alarms_total')}[1h]))"
+                    )
+                },
+                "covariate: inputs moved. label: the mix of classes moved. concept: the same "
+                "inputs carry other labels. Alarms that go on say that the drift goes on.",
+            ),
+            graph(
+                "Damage under repair",
+                {"open": of("driftd_incident_open")},
+                "1 while an incident is open.",
+                bounds=(0, 1),
+            ),
+            graph(
+                "Incidents closed",
+                {"{{kind}}: {{outcome}}": of("driftd_incidents_total")},
+                "Since the daemon started. harmless: too little was lost to train. unrepaired: no "
+                "rung passed the gate, and what moved is the new normal.",
+            ),
+        ],
+        "What it did to the model": [
+            _accuracy(12),
+            graph(
+                "Labels seen for the first time",
+                {"new labels": of("driftd_new_classes_total")},
+                "Since the daemon started. Many at once: a wrong label field?",
+                width=6,
+            ),
+            graph(
+                "Memory",
+                {"{{part}}": of("driftd_memory_events")},
+                "Events that may be learned from (recent, replay) and that only judge (held_out).",
+                width=6,
+            ),
+        ],
+    },
+    hours=24,
+)
+
+TRAINING = dashboard(
+    "training",
+    "Training",
+    "The training panel: the rounds of the refresh that ran last, with the healthy ranges drawn.",
+    {
+        "The last refresh, round by round": [
+            graph(
+                "Update to weight",
+                {STRATEGY: of("driftd_training_update_to_weight_ratio")},
+                "How far a step moves the weights, relative to their size. Healthy: 1e-3 to 1e-1; "
+                "below, nothing is learned; above, what was known is overwritten.",
+                ranges=((None, YELLOW), (1e-3, GREEN), (1e-1, RED)),
+                log=True,
+            ),
+            graph(
+                "Gradient norm",
+                {STRATEGY: of("driftd_training_gradient_norm")},
+                "Before clipping. Above learn.training.clip (1) steps are scaled down; ten times "
+                "that is a rate too high, or broken inputs.",
+                ranges=((None, GREEN), (1, YELLOW), (10, RED)),
+                log=True,
+            ),
+            graph(
+                "Gap between validation and training loss",
+                {STRATEGY: of("driftd_training_validation_gap")},
+                "Healthy: below 0.2; above it the version learns its examples by heart.",
+                ranges=((None, GREEN), (0.2, RED)),
+                bounds=(None, None),
+            ),
+            graph(
+                "Fall of the training loss",
+                {STRATEGY: of("driftd_training_loss_fall")},
+                "In the round. Below zero the training gets worse.",
+                ranges=((None, RED), (0, GREEN)),
+                bounds=(None, None),
+                width=12,
+            ),
+            graph(
+                "Validation points gained",
+                {STRATEGY: of("driftd_training_accuracy_gain_points")},
+                "In the round. Below learn.training.minimal_gain (0.5) training stops.",
+                ranges=((None, YELLOW), (0.5, GREEN)),
+                bounds=(None, None),
+                width=12,
+            ),
+        ],
+        "Price and yield": [
+            stat(
+                "Training now",
+                f"max({of('driftd_refresh_running')}) or vector(0)",
+                "Whether the trainer works.",
+                words=YES_NO,
+            ),
+            stat(
+                "CPU spent in this time",
+                f"sum(increase({of('driftd_refresh_cpu_seconds_total')}[$__range]))",
+                "Processor time of all refreshes in the time shown.",
+                unit="s",
+            ),
+            stat(
+                "Failed in this time",
+                f"sum(increase({_FAILED}[$__range])) or vector(0)",
+                "Refreshes that ended without a version in the time shown.",
+                steps=YES_IS_BAD,
+            ),
+            graph(
+                "Refreshes ended",
+                {"{{strategy}}: {{outcome}}": of("driftd_refreshes_total")},
+                "Since the daemon started, by strategy and outcome.",
+                width=12,
+            ),
+            graph(
+                "Time of a refresh",
+                {
+                    STRATEGY: (
+                        f"sum by (strategy) ({rate('driftd_refresh_seconds_sum')}) / "
+                        f"sum by (strategy) ({rate('driftd_refresh_seconds_count')})"
+                    )
+                },
+                "Mean wall time, where refreshes ended.",
+                unit="s",
+                width=12,
+            ),
+            graph(
+                "The gate's verdicts",
+                {"{{rung}}: {{verdict}}": of("driftd_gate_verdicts_total")},
+                "Since the daemon started. A rung that is always rejected only costs: see "
+                "policy.rungs.",
+                width=12,
+            ),
+        ],
+    },
+    hours=24,
+)
+
+_ERRORS = rate("driftd_server_requests_total", 'code=~"5..|429"')
+
+SERVING = dashboard(
+    "serving",
+    "Serving",
+    "Rate, errors and duration of the inference servers, and what they are made of.",
+    {
+        "Rate, errors, duration": [
+            graph(
+                "Requests",
+                {
+                    "{{protocol}} {{code}}": (
+                        f"sum by (protocol, code) ({rate('driftd_server_requests_total')})"
+                    )
+                },
+                "Requests a second. 499: the client left before the answer.",
+                unit="reqps",
+                stacked=True,
+            ),
+            graph(
+                "Share of failures",
+                {
+                    "5xx and 429": (
+                        f"sum({_ERRORS}) / sum({rate('driftd_server_requests_total')}) or vector(0)"
+                    )
+                },
+                "Answers that are the server's fault, or that it had no room for.",
+                unit="percentunit",
+                ranges=((None, GREEN), (0.01, YELLOW), (0.05, RED)),
+            ),
+            graph(
+                "Latency",
+                {
+                    "half": quantile(0.5, "driftd_server_request_seconds"),
+                    "95 of 100": quantile(0.95, "driftd_server_request_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_server_request_seconds"),
+                },
+                "Time from a request's first byte to its answer.",
+                unit="s",
+            ),
+            graph(
+                "Errors by reason",
+                {"{{reason}}": f"sum by (reason) ({rate('driftd_server_errors_total')})"},
+                "The reasons are those of docs/deploy.md; bad_input is the client's.",
+                unit="reqps",
+            ),
+            graph(
+                "Latency by version",
+                {
+                    "{{version}}": (
+                        quantile(0.99, "driftd_server_request_seconds", by="le, version")
+                    )
+                },
+                "99 of 100 answers came within this. A new version that is slower shows here.",
+                unit="s",
+                width=16,
+            ),
+        ],
+        "Saturation": [
+            graph(
+                "Waiting",
+                {"{{pod}}{{instance}}": of("driftd_server_queue_items")},
+                "Items waiting for a worker; at server.queue_limit requests are refused (429).",
+            ),
+            graph(
+                "Time in the queue",
+                {
+                    "half": quantile(0.5, "driftd_server_queue_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_server_queue_seconds"),
+                },
+                "What waiting adds to the latency: more servers help against it.",
+                unit="s",
+            ),
+            graph(
+                "Time of one run of the model",
+                {
+                    "half": quantile(0.5, "driftd_server_inference_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_server_inference_seconds"),
+                },
+                "What the model itself takes; more servers do not help against it.",
+                unit="s",
+            ),
+            graph(
+                "Items in a run",
+                {"mean": mean("driftd_server_batch_items")},
+                "Grows with the load: the batcher takes what waits, and waits for nothing.",
+            ),
+            graph(
+                "Items answered",
+                {"items": f"sum({rate('driftd_server_batch_items_sum')})"},
+                "Items a second, over all servers.",
+                unit="ops",
+            ),
+            graph(
+                "Size of what is loaded",
+                {"{{version}}": f"max by (version) ({of('driftd_server_model_bytes')})"},
+                "Graphs in the memory of a server: the champion and the version before.",
+                unit="bytes",
+            ),
+        ],
+        "Servers": [
+            graph(
+                "Ready",
+                {"{{pod}}{{instance}}": of("driftd_server_ready")},
+                "1 if the server answers requests.",
+                bounds=(0, 1),
+            ),
+            graph(
+                "Up for",
+                {"{{pod}}{{instance}}": f"time() - {of('driftd_server_start_time_seconds')}"},
+                "Time since the process started.",
+                unit="s",
+            ),
+            graph(
+                "Changes of the version",
+                {"{{outcome}}": f"sum by (outcome) ({of('driftd_server_swaps_total')})"},
+                "Since the servers started: done, failed, or superseded by a newer one meanwhile.",
+            ),
+            graph(
+                "Time of a change",
+                {"{{version}}": quantile(0.9, "driftd_server_swap_seconds", by="le, version")},
+                "From noticing a moved champion to answering with it; the old one serves on.",
+                unit="s",
+                width=12,
+            ),
+            graph(
+                "Versions that could not be loaded",
+                {
+                    "{{version}}: {{reason}}": (
+                        f"sum by (version, reason) ({of('driftd_server_load_failures_total')})"
+                    )
+                },
+                "Since the servers started. digest_mismatch: the files are not what was published.",
+                width=12,
+            ),
+        ],
+    },
+)
+
+LIFE = dashboard(
+    "life",
+    "A model's life",
+    "Which versions served, what put them there, and what took them back.",
+    {
+        "Who served": [
+            timeline(
+                "Champion", _CHAMPION, "{{version}}", "Each version, in the time that it served."
+            ),
+            _accuracy(24),
+        ],
+        "Decisions": [
+            stat(
+                "Promotions",
+                f"sum(increase({of('driftd_promotions_total')}[$__range])) or vector(0)",
+                "In the time shown.",
+                steps=NEUTRAL,
+            ),
+            stat(
+                "Rollbacks",
+                f"sum(increase({of('driftd_rollbacks_total')}[$__range])) or vector(0)",
+                "In the time shown.",
+                steps=((None, GREEN), (1, YELLOW)),
+            ),
+            stat(
+                "Events judged in the trial",
+                of("driftd_trial_events"),
+                "Unseen labelled events on which the last challenger was compared.",
+                steps=((None, GREY),),
+            ),
+            graph(
+                "Promotions by rung",
+                {"{{rung}}": of("driftd_promotions_total")},
+                "Since the daemon started: which rungs of the ladder repair this stream.",
+                width=12,
+            ),
+            graph(
+                "The gate",
+                {"{{verdict}}": f"sum by (verdict) ({of('driftd_gate_verdicts_total')})"},
+                "Verdicts since the daemon started. An open trial is undecided.",
+            ),
+            graph(
+                "Rollbacks by cause",
+                {"{{cause}}": of("driftd_rollbacks_total")},
+                "Since the daemon started: by a failed probation, or by an operator.",
+            ),
+            graph(
+                "Trial and probation",
+                {
+                    "on probation": of("driftd_probation"),
+                    "paused": of("driftd_paused"),
+                    "pinned": of("driftd_pinned"),
+                },
+                "What stands between a challenger and a settled champion.",
+                bounds=(0, 1),
+            ),
+        ],
+    },
+    hours=24 * 7,
+)
+
+DAEMON = dashboard(
+    "daemon",
+    "The daemon",
+    "Does it keep up with the stream, and is its state safe?",
+    {
+        "Stream": [
+            graph(
+                "Behind, in events",
+                {"events": of("driftd_lag_events")},
+                "Events waiting in the source.",
+            ),
+            graph(
+                "Behind, in time",
+                {"seconds": of("driftd_lag_seconds")},
+                "Now minus the event time of the last event read; grows on an idle stream, too.",
+                unit="s",
+            ),
+            graph(
+                "Dead letters",
+                {"{{reason}}": f"sum by (reason) ({rate('driftd_dead_letters_total')})"},
+                "Records a second that are no event; docs/configuration.md explains the reasons.",
+                unit="eps",
+            ),
+            graph(
+                "Events in a batch",
+                {"mean": mean("driftd_batch_events")},
+                "Small when the daemon waits for events, at most 256 when events wait for it.",
+            ),
+            graph(
+                "A turn of the loop",
+                {
+                    "half": quantile(0.5, "driftd_step_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_step_seconds"),
+                },
+                "Predict, watch, judge, learn, repair and checkpoint; turns without events left "
+                "out.",
+                unit="s",
+            ),
+            graph(
+                "Forward pass",
+                {
+                    "half": quantile(0.5, "driftd_inference_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_inference_seconds"),
+                },
+                "The model's share of a turn: one pass for prediction and embedding.",
+                unit="s",
+            ),
+        ],
+        "State": [
+            stat(
+                "Last checkpoint",
+                f"time() - max({of('driftd_checkpoint_timestamp_seconds')})",
+                "What a crash would have to read again.",
+                unit="s",
+                steps=((None, GREEN), (120, YELLOW), (600, RED)),
+                width=6,
+            ),
+            stat(
+                "Size of a checkpoint",
+                f"max({of('driftd_checkpoint_bytes')})",
+                "Grows with the memory, up to memory.max_bytes.",
+                unit="bytes",
+                width=6,
+            ),
+            graph(
+                "Writing a checkpoint",
+                {
+                    "half": quantile(0.5, "driftd_checkpoint_seconds"),
+                    "99 of 100": quantile(0.99, "driftd_checkpoint_seconds"),
+                },
+                "The loop waits for it: a slow disk shows here.",
+                unit="s",
+                width=12,
+            ),
+            graph(
+                "Errors that the loop survived",
+                {"{{where}}": f"sum by (where) ({rate('driftd_errors_total')})"},
+                "The log says what they were.",
+                width=12,
+            ),
+        ],
+    },
+)
+
+DASHBOARDS: dict[str, JSON] = {
+    "overview": OVERVIEW,
+    "drift": DRIFT,
+    "training": TRAINING,
+    "serving": SERVING,
+    "life": LIFE,
+    "daemon": DAEMON,
+}

@@ -1,0 +1,129 @@
+{{- define "driftd.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "driftd.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "driftd.labels" -}}
+{{ include "driftd.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Which pods answer requests. */}}
+{{- define "driftd.serving" -}}
+{{- if eq .Values.mode "together" }}daemon{{ else }}server{{ end -}}
+{{- end }}
+
+{{/* The reference of an image. Takes a list: the root, the image's values. */}}
+{{- define "driftd.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- $registry := $root.Values.global.imageRegistry | default $root.Values.image.registry -}}
+{{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end -}}
+{{- $image.repository -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end -}}
+{{- end }}
+
+{{- define "driftd.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "driftd.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end }}
+
+{{- define "driftd.registryClaim" -}}
+{{- default (printf "%s-registry" (include "driftd.fullname" .)) .Values.registry.existingClaim -}}
+{{- end }}
+
+{{/* driftd.yaml: what the user says, with the chart's paths and addresses. */}}
+{{- define "driftd.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $name := $config.name | default "model" -}}
+{{- $ours := dict
+  "registry" (dict "path" "/var/lib/driftd/registry")
+  "checkpoint" (dict "path" "/var/lib/driftd/state")
+  "http" (dict "host" "0.0.0.0" "port" 8081)
+  "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
+    "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
+{{- if .Values.kafka.saslSecret.name -}}
+{{- $_ := set $ours "source" (dict "sasl_password_file" "/etc/driftd/sasl/password") -}}
+{{- end -}}
+{{- if .Values.kafka.tlsSecret.name -}}
+{{- $tls := dict "tls_ca_file" "/etc/driftd/tls/ca.crt" -}}
+{{- if .Values.kafka.tlsSecret.client -}}
+{{- $_ := set $tls "tls_cert_file" "/etc/driftd/tls/tls.crt" -}}
+{{- $_ := set $tls "tls_key_file" "/etc/driftd/tls/tls.key" -}}
+{{- end -}}
+{{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $tls) -}}
+{{- end -}}
+{{- $defaults := dict
+  "name" $name
+  "log" (dict "format" "json")
+  "server" (dict "name" $name) -}}
+{{- if not $config.dead_letters -}}
+{{- $_ := set $defaults "dead_letters" (dict "kind" "file" "path" "/var/lib/driftd/state/dead-letters.jsonl") -}}
+{{- end -}}
+{{- toYaml (merge $ours $config $defaults) -}}
+{{- end }}
+
+{{/* Of it what the server reads, so that it is not restarted by a change of anything else. */}}
+{{- define "driftd.serverConfig" -}}
+{{- $config := include "driftd.config" . | fromYaml -}}
+{{- toYaml (pick $config "registry" "server" "http" "log") -}}
+{{- end }}
+
+{{/* Said in words, where the schema could only say no. */}}
+{{- define "driftd.check" -}}
+{{- if not .Values.config.source -}}
+{{- fail "config.source is missing: say where events come from, as in the chart's README" -}}
+{{- end -}}
+{{- if eq .Values.mode "together" -}}
+{{- if .Values.server.autoscaling.enabled -}}
+{{- fail "server.autoscaling needs mode: apart, as the servers of `together` live in the daemon's pod" -}}
+{{- end -}}
+{{- if .Values.server.kserve.enabled -}}
+{{- fail "server.kserve needs mode: apart" -}}
+{{- end -}}
+{{- if .Values.registry.existingClaim -}}
+{{- fail "registry.existingClaim needs mode: apart; `together` keeps the registry on the daemon's volume" -}}
+{{- end -}}
+{{- if .Values.daemon.keda.enabled -}}
+{{- fail "daemon.keda needs mode: apart, or the server would be stopped with the daemon" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
+{{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}
+{{- end -}}
+{{- if and .Values.daemon.keda.enabled (ne (.Values.config.source).kind "kafka") -}}
+{{- fail "daemon.keda needs config.source.kind: kafka" -}}
+{{- end -}}
+{{- end }}
+
+{{/* Who may come in: the peers, if any are named, and `helm test`. Takes `root` and `peers`. */}}
+{{- define "driftd.from" -}}
+{{- if .peers -}}
+from:
+  {{- toYaml .peers | nindent 2 }}
+  - podSelector:
+      matchLabels:
+        {{- include "driftd.selector" .root | nindent 8 }}
+        app.kubernetes.io/component: test
+{{- else -}}
+from: []
+{{- end -}}
+{{- end }}

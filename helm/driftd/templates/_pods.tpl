@@ -1,0 +1,135 @@
+{{/* What all pods have in common. Takes a list: the root, the values of `daemon` or `server`. */}}
+{{- define "driftd.pod" -}}
+{{- $root := index . 0 -}}
+{{- $part := index . 1 -}}
+serviceAccountName: {{ include "driftd.serviceAccount" $root }}
+automountServiceAccountToken: false
+# Variables of the cluster's services would be taken for settings.
+enableServiceLinks: false
+securityContext:
+  {{- toYaml $root.Values.podSecurity | nindent 2 }}
+{{- with $root.Values.global.imagePullSecrets | default $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $part.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $part.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "driftd.daemonContainer" -}}
+name: daemon
+image: {{ include "driftd.image" (list . .Values.daemon.image) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args: [run]
+env:
+  - {name: DRIFTD_CONFIG, value: /etc/driftd/driftd.yaml}
+  - {name: HOME, value: /tmp}
+  - {name: HF_HOME, value: /var/lib/driftd/cache}
+  # Libraries count the node's cores, not the pod's share.
+  - {name: OMP_NUM_THREADS, value: "1"}
+  {{- with .Values.daemon.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+ports:
+  - {name: daemon, containerPort: 8081}
+startupProbe:
+  httpGet: {path: /health/live, port: daemon}
+  periodSeconds: 5
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /health/live, port: daemon}
+  periodSeconds: 20
+  timeoutSeconds: 5
+  failureThreshold: 3
+# No readiness probe: nobody sends the daemon requests, and in one pod with the server its readiness,
+# which asks for a source that answers, must not take the server out.
+resources:
+  {{- toYaml .Values.daemon.resources | nindent 2 }}
+securityContext:
+  {{- toYaml .Values.security | nindent 2 }}
+volumeMounts:
+  - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: driftd.yaml, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  - {name: data, mountPath: /var/lib/driftd}
+  {{- if eq .Values.mode "apart" }}
+  - {name: registry, mountPath: /var/lib/driftd/registry}
+  {{- end }}
+  {{- if .Values.kafka.saslSecret.name }}
+  - {name: sasl, mountPath: /etc/driftd/sasl, readOnly: true}
+  {{- end }}
+  {{- if .Values.kafka.tlsSecret.name }}
+  - {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
+  {{- end }}
+  {{- with .Values.daemon.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* No preStop hook: on SIGTERM the server itself says not ready, serves on for its notice, then drains. */}}
+{{- define "driftd.serverContainer" -}}
+name: server
+image: {{ include "driftd.image" (list . .Values.server.image) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args: [serve]
+env:
+  - {name: DRIFTD_CONFIG, value: /etc/driftd/driftd.yaml}
+  - {name: HOME, value: /tmp}
+  {{- with .Values.server.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+ports:
+  - {name: http, containerPort: 8080}
+startupProbe:
+  httpGet: {path: /v2/health/live, port: http}
+  periodSeconds: 2
+  failureThreshold: 60
+readinessProbe:
+  httpGet: {path: /v2/health/ready, port: http}
+  periodSeconds: 5
+  failureThreshold: 2
+livenessProbe:
+  httpGet: {path: /v2/health/live, port: http}
+  periodSeconds: 20
+  timeoutSeconds: 5
+  failureThreshold: 3
+resources:
+  {{- toYaml .Values.server.resources | nindent 2 }}
+securityContext:
+  {{- toYaml .Values.security | nindent 2 }}
+volumeMounts:
+  - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: server.yaml, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  {{- if eq .Values.mode "together" }}
+  - {name: data, mountPath: /var/lib/driftd, readOnly: true}
+  {{- else }}
+  - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
+  {{- end }}
+{{- end }}
+
+{{- define "driftd.serverGrace" -}}
+{{- add (ceil .Values.server.drain.notice) (ceil .Values.server.drain.drain) 5 -}}
+{{- end }}
+
+{{- define "driftd.serverVolumes" -}}
+- name: config
+  configMap: {name: {{ include "driftd.fullname" . }}}
+- name: tmp
+  emptyDir: {sizeLimit: 256Mi}
+- name: registry
+  persistentVolumeClaim: {claimName: {{ include "driftd.registryClaim" . }}}
+{{- end }}

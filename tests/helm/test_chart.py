@@ -1,0 +1,432 @@
+"""The chart: strict, valid for every Kubernetes it names, restricted, and true to the code."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from daemon.config import load_config
+from daemon.operating_config import load_operating
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm" / "driftd"
+KUBERNETES = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+# Fields that our custom resources may have below `spec`: their own schemas let typos pass.
+CUSTOM = {
+    "PodMonitor": {"selector", "podMetricsEndpoints"},
+    "ServiceMonitor": {"selector", "endpoints"},
+    "PrometheusRule": {"groups"},
+    "ScaledObject": {
+        "scaleTargetRef",
+        "minReplicaCount",
+        "maxReplicaCount",
+        "cooldownPeriod",
+        "triggers",
+    },
+    "HTTPRoute": {"parentRefs", "hostnames", "rules"},
+    "InferenceService": {"predictor"},
+}
+# Fields of a KServe predictor that are not fields of a pod.
+PREDICTOR = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "labels", "annotations"}
+SOURCE = {"kind": "file", "path": "/events.jsonl"}
+MODELS = ROOT / ".cache" / "kubernetes-models"
+MODEL_PACKAGES = {
+    "monitoring.coreos.com": "prometheus-operator",
+    "gateway.networking.k8s.io": "gateway-api",
+    "keda.sh": "keda",
+}
+VALIDATE = """
+import fs from "node:fs";
+for (const [file, manifest] of JSON.parse(fs.readFileSync(0, "utf8"))) {
+  const found = await import(file);
+  const Model = found[manifest.kind] ?? found.default[manifest.kind];
+  new (Model.default ?? Model)(manifest).validate();
+}
+"""
+
+Manifests = list[dict[str, Any]]
+Render = Callable[..., Manifests]
+
+
+def of_kind(manifests: Manifests, *kinds: str) -> Manifests:
+    return [m for m in manifests if m["kind"] in kinds]
+
+
+def pods(manifests: Manifests) -> Iterator[dict[str, Any]]:
+    """The spec of every pod that anything in the manifests makes."""
+    for manifest in manifests:
+        if manifest["kind"] in ("StatefulSet", "Deployment"):
+            yield manifest["spec"]["template"]["spec"]
+        elif manifest["kind"] == "Pod":
+            yield manifest["spec"]
+        elif manifest["kind"] == "InferenceService":
+            predictor = manifest["spec"]["predictor"]
+            yield {name: v for name, v in predictor.items() if name not in PREDICTOR}
+
+
+# ------------------------------------------------------------------ valid
+
+
+def test_lints(values: dict[str, Any]) -> None:
+    helm = pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
+    report = helm.lint(CHART, values, strict=True)
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_manifests_are_what_kubernetes_accepts(manifests: Manifests, version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    for manifest in manifests:
+        if manifest["kind"] not in CUSTOM:
+            validator.validate(manifest, version, strict=True)
+
+
+def test_the_validator_refuses(manifests: Manifests) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    (account,) = of_kind(manifests, "ServiceAccount")
+    with pytest.raises(validator.ValidationError):
+        validator.validate({**account, "automountToken": False}, "1.36", strict=True)
+
+
+def test_a_kserve_predictor_is_a_pod(render: Render) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    values = yaml.safe_load((CHART / "ci" / "kserve-values.yaml").read_text())
+    rendered = render(values)
+    assert of_kind(rendered, "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget") == []
+    for spec in pods(of_kind(rendered, "InferenceService")):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+        validator.validate(pod, "1.36", strict=True)
+
+
+def test_custom_resources_have_known_fields(manifests: Manifests) -> None:
+    for manifest in manifests:
+        if manifest["kind"] in CUSTOM:
+            assert set(manifest["spec"]) <= CUSTOM[manifest["kind"]]
+
+
+def test_custom_resources_are_what_their_operators_accept(manifests: Manifests) -> None:
+    packages = [f"@kubernetes-models/{name}" for name in MODEL_PACKAGES.values()]
+    if shutil.which("node") is None or not MODELS.exists():
+        command = f"npm install --prefix {MODELS.relative_to(ROOT)} {' '.join(packages)}"
+        pytest.skip(f"needs node and: {command}")
+    cases = []
+    for manifest in manifests:
+        group, _, version = manifest["apiVersion"].partition("/")
+        if group in MODEL_PACKAGES:
+            folder = MODELS / "node_modules" / "@kubernetes-models" / MODEL_PACKAGES[group]
+            cases.append((str(folder / group / version / f"{manifest['kind']}.js"), manifest))
+    validated(cases)
+    for file, manifest in cases:
+        with pytest.raises(AssertionError):
+            validated([(file, {**manifest, "spec": 1})])
+
+
+def validated(cases: list[tuple[str, dict[str, Any]]]) -> None:
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", VALIDATE],
+        input=json.dumps(cases),
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_are_unique(manifests: Manifests) -> None:
+    names = [(m["kind"], m["metadata"]["name"]) for m in manifests]
+    assert len(names) == len(set(names))
+
+
+def test_long_names_stay_valid(render: Render) -> None:
+    for manifest in render({"config": {"source": SOURCE}, "fullnameOverride": "x" * 80}):
+        assert len(manifest["metadata"]["name"]) <= 63
+
+
+# ------------------------------------------------------------------ strict
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"server": {"replica": 3}}, "'replica' not allowed"),
+        ({"mode": "apat"}, "'/mode'"),
+        ({"servers": {}}, "'servers' not allowed"),
+        ({"config": {"polcy": {}}}, "'polcy' not allowed"),
+        ({"config": {"gate": {"alpa": 0.1}}}, "'alpa' not allowed"),
+        ({"config": {"gate": {"alpha": "often"}}}, "'/config/gate/alpha'"),
+        ({"server": {"image": {"digest": "sha256:1"}}}, "'/server/image/digest'"),
+        # What the chart sets itself, and secrets, have no place in config.
+        ({"config": {"server": {"port": 1}}}, "'port' not allowed"),
+        ({"config": {"registry": {"path": "/x"}}}, "'path' not allowed"),
+        (
+            {"config": {"source": {"kind": "kafka", "topic": "t", "sasl_password": "s"}}},
+            "'sasl_password' not allowed",
+        ),
+    ],
+)
+def test_the_schema_refuses(render: Render, values: dict[str, Any], complaint: str) -> None:
+    import helm_python
+
+    values = {"config": {"source": SOURCE} | values.get("config", {})} | values
+    with pytest.raises(helm_python.HelmValuesError) as error:
+        render(values)
+    assert complaint in str(error.value)
+
+
+def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
+    assert render({"config": {"source": SOURCE}, "global": {"anything": {"at": "all"}}})
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"config": {}}, "config.source is missing"),
+        ({"server": {"autoscaling": {"enabled": True}}}, "server.autoscaling needs mode: apart"),
+        ({"server": {"kserve": {"enabled": True}}}, "server.kserve needs mode: apart"),
+        ({"registry": {"existingClaim": "c"}}, "registry.existingClaim needs mode: apart"),
+        ({"daemon": {"keda": {"enabled": True}}}, "daemon.keda needs mode: apart"),
+        (
+            {"mode": "apart", "daemon": {"keda": {"enabled": True}}},
+            "daemon.keda needs config.source.kind: kafka",
+        ),
+        (
+            {
+                "mode": "apart",
+                "server": {"kserve": {"enabled": True}},
+                "monitoring": {"scrape": "ServiceMonitor"},
+            },
+            "server.kserve needs monitoring.scrape: PodMonitor",
+        ),
+        (
+            {
+                "mode": "apart",
+                "server": {"autoscaling": {"enabled": True, "cpu": 0, "queueItems": 0}},
+            },
+            "server.autoscaling needs cpu or queueItems",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_words(
+    render: Render, values: dict[str, Any], complaint: str
+) -> None:
+    import helm_python
+
+    with pytest.raises(helm_python.HelmRenderError, match=complaint):
+        render({"config": {"source": SOURCE}} | values)
+
+
+# ------------------------------------------------------------------ true to the code
+
+
+def test_the_configuration_is_one_that_driftd_accepts(manifests: Manifests, tmp_path: Path) -> None:
+    data = next(m["data"] for m in of_kind(manifests, "ConfigMap") if "driftd.yaml" in m["data"])
+    (tmp_path / "driftd.yaml").write_text(data["driftd.yaml"])
+    (tmp_path / "server.yaml").write_text(data["server.yaml"])
+    config = load_config(tmp_path / "driftd.yaml", {})
+    assert load_operating(tmp_path / "server.yaml", {}).server == config.server
+    # One name on all metrics, so that one dashboard shows daemon and server.
+    assert config.server.name == config.name
+    assert (config.http.host, config.server.host) == ("0.0.0.0", "0.0.0.0")
+
+
+def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: Path) -> None:
+    for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
+        for container in spec["containers"]:
+            ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+            assert ports in ({"daemon": 8081}, {"http": 8080})
+            room = "daemon" if "daemon" in ports else "deploy"
+            routes = (ROOT / room / "api.py").read_text()
+            for name, probe in container.items():
+                if name.endswith("Probe"):
+                    assert f'Route("{probe["httpGet"]["path"]}"' in routes
+                    assert probe["httpGet"]["port"] in ports
+
+
+def test_a_server_may_drain_before_it_is_killed(manifests: Manifests) -> None:
+    data = next(m["data"] for m in of_kind(manifests, "ConfigMap") if "server.yaml" in m["data"])
+    server = yaml.safe_load(data["server.yaml"])["server"]
+    for manifest in of_kind(manifests, "Deployment", "InferenceService"):
+        (spec,) = pods([manifest])
+        needed = server["notice_seconds"] + server["drain_seconds"]
+        assert spec["terminationGracePeriodSeconds"] >= needed + 5
+    for deployment in of_kind(manifests, "Deployment"):
+        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+        assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_only_a_change_that_concerns_servers_restarts_them(render: Render) -> None:
+    def checksums(config: dict[str, Any]) -> list[str]:
+        rendered = render({"mode": "apart", "config": {"source": SOURCE, **config}})
+        return [
+            m["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            for m in of_kind(rendered, "StatefulSet", "Deployment")
+        ]
+
+    daemon, server = checksums({})
+    assert checksums({"gate": {"alpha": 0.01}})[0] != daemon
+    assert checksums({"gate": {"alpha": 0.01}})[1] == server
+    assert checksums({"server": {"max_items": 8}})[1] != server
+
+
+# ------------------------------------------------------------------ safe
+
+
+def test_pods_meet_the_restricted_standard(manifests: Manifests) -> None:
+    found = list(pods(manifests))
+    assert found
+    for spec in found:
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        assert all(volume.keys() - {"name"} <= allowed for volume in spec.get("volumes", ()))
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert {"requests", "limits"} <= container["resources"].keys()
+
+
+def test_nothing_gets_rights_in_the_cluster(manifests: Manifests) -> None:
+    kinds = {m["kind"] for m in manifests}
+    assert not kinds & {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "Secret"}
+
+
+def test_secrets_are_files_by_reference(render: Render) -> None:
+    values = yaml.safe_load((CHART / "ci" / "production-values.yaml").read_text())
+    (spec,) = pods(of_kind(render(values), "StatefulSet"))
+    secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+    assert secrets == {"sasl": "driftd-kafka", "tls": "kafka-ca"}
+    mounts = {m["name"]: m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
+    assert mounts["sasl"] == "/etc/driftd/sasl"
+
+
+def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
+    for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
+        for container in spec["containers"]:
+            if container["args"] == ["serve"]:
+                writable = [m["name"] for m in container["volumeMounts"] if not m.get("readOnly")]
+                assert writable == ["tmp"]
+
+
+def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
+    policies = of_kind(manifests, "NetworkPolicy")
+    for manifest in of_kind(manifests, "StatefulSet", "Deployment"):
+        labels = manifest["spec"]["template"]["metadata"]["labels"].items()
+        selected = [
+            p for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels
+        ]
+        assert len(selected) == 1
+        assert selected[0]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        if manifest["kind"] == "Deployment":
+            assert "egress" not in selected[0]["spec"]
+
+
+def test_one_daemon_and_a_budget_that_never_blocks(manifests: Manifests) -> None:
+    (daemon,) = of_kind(manifests, "StatefulSet")
+    scaled = of_kind(manifests, "ScaledObject")
+    assert daemon["spec"].get("replicas") == (None if scaled else 1)
+    assert all(s["spec"]["maxReplicaCount"] == 1 for s in scaled)
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert "minAvailable" not in budget["spec"]
+
+
+def test_services_lead_to_pods(manifests: Manifests) -> None:
+    workloads = of_kind(manifests, "StatefulSet", "Deployment")
+    for service in of_kind(manifests, "Service"):
+        wanted = service["spec"]["selector"].items()
+        ports = {
+            port["name"]
+            for w in workloads
+            if wanted <= w["spec"]["template"]["metadata"]["labels"].items()
+            for container in w["spec"]["template"]["spec"]["containers"]
+            for port in container["ports"]
+        }
+        assert {p["targetPort"] for p in service["spec"]["ports"]} <= ports
+
+
+def test_alerts_can_be_changed_and_left_out(render: Render) -> None:
+    values = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
+    (rule,) = of_kind(render(values), "PrometheusRule")
+    alerts = {r["alert"]: r for group in rule["spec"]["groups"] for r in group["rules"]}
+    assert "DriftdHeld" not in alerts
+    changed = alerts["DriftdIncidentOpen"]
+    assert changed["for"] == "8h"
+    assert changed["labels"] == {"severity": "critical", "team": "risk"}
+    assert changed["expr"]
+    for name, alert in alerts.items():
+        page = alert["annotations"]["runbook_url"]
+        assert page == f"https://wiki.example.com/runbooks/{name}.md"
+
+
+def test_dashboards_arrive_whole(render: Render) -> None:
+    values = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
+    found = {
+        name: json.loads(text)
+        for m in of_kind(render(values), "ConfigMap")
+        if m["metadata"]["labels"].get("dashboards") == "1"
+        for name, text in m["data"].items()
+    }
+    files = (CHART / "files" / "dashboards").glob("*.json")
+    assert found == {f"driftd-{f.name}": json.loads(f.read_text()) for f in files}
+
+
+# ------------------------------------------------------------------ images and compose
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+def test_compose_fits_together(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", ())) <= services.keys()
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        if build := service.get("build"):
+            assert (ROOT / build["dockerfile"]).is_file()
+        for volume in service.get("volumes", ()):
+            place = volume.split(":")[0]
+            if place.startswith("."):
+                assert (ROOT / place).exists()
+            else:
+                assert place in compose["volumes"]
+
+
+def test_compose_runs_a_configuration_that_driftd_accepts(compose: dict[str, Any]) -> None:
+    config = load_config(ROOT / "docker" / "compose" / "driftd.yaml", {})
+    assert config.server.name == config.name
+    assert (
+        f"127.0.0.1:{config.http.port}:{config.http.port}" in compose["services"]["daemon"]["ports"]
+    )
+    topics = compose["services"]["topics"]["command"]
+    assert f"--topic={config.source.topic}" in topics
+    scraped = yaml.safe_load((ROOT / "docker" / "compose" / "prometheus.yaml").read_text())
+    (targets,) = (s["targets"] for s in scraped["scrape_configs"][0]["static_configs"])
+    assert targets == [f"daemon:{config.http.port}", f"server:{config.server.port}"]
+
+
+def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> None:
+    (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
+    user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
+    for part, wanted in (("server", "/source"), ("daemon", '"/source[daemon]"')):
+        text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()
+        assert f"USER {user}:{user}" in text
+        installs = re.findall(r"pip install [^\n]*?(\S*/source\S*)", text)
+        assert installs == [wanted]
+        ignored = (ROOT / "docker" / f"{part}.Dockerfile.dockerignore").read_text().splitlines()
+        rooms = {line[1:] for line in ignored if line.startswith("!")}
+        assert {"daemon", "deploy", "drift", "learn", "registry", "pyproject.toml"} <= rooms
