@@ -92,7 +92,9 @@ def artefact_checks(
     """What the INT8 file itself must satisfy.
 
     ``metrics`` is the manifest's: ``size_ratio`` (INT8 bytes over FP32 bytes) and
-    ``parity_points`` (FP32 accuracy minus INT8 accuracy, in points), where they were measured.
+    ``parity_points`` (FP32 accuracy minus INT8 accuracy, in points), where they were measured. A
+    loss counts as over the limit when it is by more than ``parity_error`` (its standard error):
+    one answer among a hundred is a point, and no evidence.
     ``latency_ratio`` is the challenger's median time for one item over the champion's, or None
     where both run the same graph.
     """
@@ -104,8 +106,11 @@ def artefact_checks(
         measured = metrics.get(name)
         if not isinstance(measured, int | float):
             continue
-        fits = measured <= limit
+        error = metrics.get("parity_error", 0.0) if name == "parity_points" else 0.0
+        assert isinstance(error, int | float)
+        fits = measured - error <= limit
         verb = "within" if fits else "over"
+        unit += f" (± {error:.2g})" if error else ""
         checks.append(
             Check(
                 name,

@@ -23,6 +23,7 @@ from learn.examples import Examples
 
 JOB = "job.json"
 EXAMPLES = "examples.safetensors"
+EMBEDDED = "embedded.safetensors"
 PROGRESS = "progress.jsonl"
 RESULT = "result.json"
 VERSION = "version"
@@ -71,6 +72,12 @@ class Job:
         values = json.loads((folder / JOB).read_text())
         values["candidates"] = [tuple(pair) for pair in values["candidates"]]
         return cls(**values)
+
+
+def read_embedded(folder: Path) -> Examples | None:
+    """The examples whose embeddings the trainer computed and left in ``folder``, if any."""
+    path = folder / EMBEDDED
+    return Examples.from_arrays(load_file(path)) if path.exists() else None
 
 
 def read_examples(

@@ -85,6 +85,13 @@ class PolicyConfig(Section):
         description="Points below the accuracy before the drift at which the damage counts as"
         " repaired and the climb ends.",
     )
+    refit_growth: float = Field(
+        default=2.0,
+        ge=0,
+        description="Without an alarm, the head is refitted each time the events of the present"
+        " regime have grown by this factor: a first repair rests on few. Costs seconds, and the"
+        " gate decides; 0 switches it off.",
+    )
     settle_events: int = Field(
         default=500,
         ge=0,

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from daemon.config import Config
 from daemon.evidence import PairedTest
 from daemon.gate import Trial, Verdict, artefact_checks
-from daemon.job import VERSION, Job, Result
+from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Served
+from daemon.served import Answer, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
@@ -120,6 +121,12 @@ class Repair:
             sentence=diagnosis.sentence(state.classes.names),
             diagnosis=diagnosis.as_dict(),
         )
+        if state.incident is not None and state.incident.cause == "improvement":
+            # What was to be improved is no longer what comes in.
+            self._cancel("the stream drifted")
+            if state.trial:
+                self._drop_trial("the stream drifted")
+            self._close("superseded", "the stream drifted")
         if state.incident is not None:
             return
         # Another regime, another chance for versions that failed in the last one.
@@ -206,8 +213,9 @@ class Repair:
                 self._judge_trial(state.trial, champion)
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
-        elif not paused and not pinned:
+        elif not paused and not pinned and state.events >= state.rest_until:
             self._propose_online()
+            self._propose_head()
 
     def close(self) -> None:
         """End the trainer; the rung is tried again after the restart."""
@@ -239,7 +247,12 @@ class Repair:
         self.metrics.incidents(incident.kind, outcome).inc()
         self.metrics.incident_open().set(0)
         state.incident = None
-        state.quiet_until = state.events + self.config.policy.cooldown_events
+        if incident.cause == "drift" and outcome != "harmless":
+            state.regime_event = incident.onset_event
+        state.rest_until = state.events + self.config.policy.cooldown_events
+        if incident.cause == "improvement":
+            return  # nothing had moved: the monitors go on as they were
+        state.quiet_until = state.rest_until
         if outcome in ("harmless", "unrepaired"):
             # What moved is the new normal; against the old reference it would alarm for ever.
             state.watch.rearm()
@@ -275,10 +288,31 @@ class Repair:
     def _propose_online(self) -> None:
         state = self.state
         test = state.online_test
-        if state.events < state.quiet_until or test.events < self.config.policy.min_labelled:
+        if test.events < self.config.policy.min_labelled:
             return
         if not self.config.policy.online_head or test.verdict != "better":
             return
+        sentence = (
+            f"the online head is better by {test.gain:.1f} points on {test.events} events "
+            f"(e-value {test.better:.3g})"
+        )
+        self._improve("online", sentence, state.champion_event)
+
+    def _propose_head(self) -> None:
+        """A regime's first repair rests on few events: refit when there are many more."""
+        state, policy = self.state, self.config.policy
+        factor = policy.refit_growth
+        if not factor or "head" not in policy.rungs or state.incident is not None:
+            return
+        then, now = state.learned_event - state.regime_event, state.events - state.regime_event
+        if then >= self.config.memory.recent or now < factor * max(then, policy.min_labelled):
+            return
+        state.learned_event = state.events  # one try for each growth, however it ends
+        sentence = f"{now:,} events of this regime, {then:,} when the model was last trained"
+        self._improve("head", sentence, state.regime_event)
+
+    def _improve(self, rung: Rung, sentence: str, onset: int) -> None:
+        state = self.state
         if state.promotions_today() >= self.config.policy.max_promotions_per_day:
             return
         self._open_incident(
@@ -287,12 +321,11 @@ class Repair:
                 cause="improvement",
                 kind="improvement",
                 opened_event=state.events,
-                onset_event=state.champion_event,
+                onset_event=onset,
                 since_event=state.champion_event,
                 reference_accuracy=_or(state.prequential.since_accuracy, 0.0),
-                sentence=f"the online head is better by {test.gain:.1f} points on {test.events} "
-                f"events (e-value {test.better:.3g})",
-                only="online",
+                sentence=sentence,
+                only=rung,
             )
         )
 
@@ -302,6 +335,8 @@ class Repair:
         state, incident = self.state, self.state.incident
         assert incident is not None
         attempt = Attempt(rung=rung, started_event=state.events)
+        if rung not in ("recall", "online"):
+            state.learned_event = state.events
         incident.attempts.append(attempt)
         labels, examples = self._examples(rung, incident, champion)
         self._cutoff = state.events
@@ -396,11 +431,23 @@ class Repair:
         self.metrics.refresh_cpu_seconds(job.strategy).inc(result.cpu_seconds)
         try:
             self._collect(job, result, champion)
+            self._adopt(job, champion)
         except RegistryError as error:
             log.error("cannot register the result of %s: %s", job.id, error)
             self._attempt_ended("failed", str(error))
         finally:
             self.trainer.done()
+
+    def _adopt(self, job: Job, champion: Served | None) -> None:
+        """Keep the embeddings that the trainer computed with the champion's encoder."""
+        found = read_embedded(self.trainer.folder_of(job))
+        if found is None or found.embeddings is None:
+            return
+        made_by = Path(job.parent).name if job.parent else self.registry.state().champion
+        if made_by is None or (champion and champion.version != made_by):
+            return
+        encoder = encoder_digest(self.registry.version(made_by).manifest)
+        self.state.memory.adopt(found.ids, found.embeddings, encoder)
 
     def _panel(self, job: Job, line: dict[str, Any]) -> None:
         panel = {

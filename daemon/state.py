@@ -57,7 +57,10 @@ class State:
         self.incidents = 0
         self.trial: Trial | None = None
         self.probation: Probation | None = None
-        self.quiet_until = 0
+        #: Alarms are held, and improvements not proposed, before these events.
+        self.quiet_until = self.rest_until = 0
+        #: Where the present regime began, and up to where a refresh has learned from it.
+        self.regime_event = self.learned_event = 0
         self.promotions: list[float] = []
         self.failed: list[str] = []
 
@@ -119,6 +122,9 @@ class State:
                 "test": probation.test.state(),
             },
             "quiet_until": self.quiet_until,
+            "rest_until": self.rest_until,
+            "regime_event": self.regime_event,
+            "learned_event": self.learned_event,
             "promotions": self.promotions,
             "failed": self.failed,
         }
@@ -167,6 +173,9 @@ class State:
                 found["version"], found["previous"], found["started_event"], test
             )
         self.quiet_until = values["quiet_until"]
+        self.rest_until = values.get("rest_until", self.quiet_until)
+        self.regime_event = values.get("regime_event", 0)
+        self.learned_event = values.get("learned_event", self.events)
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])
 
