@@ -67,9 +67,9 @@ class PolicyConfig(Section):
         " regime is not yet in the data.",
     )
     min_labelled_by_rung: dict[Rung, int] = Field(
-        default={"partial": 300, "lora": 300, "full": 1000},
-        description="Labelled events that a rung needs where `min_labelled` is too few for it: the"
-        " more weights move, the more examples must hold them.",
+        default={"recall": 20, "partial": 300, "lora": 300, "full": 1000},
+        description="Labelled events that a rung needs where `min_labelled` does not fit it: the"
+        " more weights move, the more examples must hold them, and a recall moves none.",
     )
     min_damage_points: float = Field(
         default=2.0,

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from daemon.config import Config
 from daemon.evidence import PairedTest
-from daemon.gate import Trial, Verdict, artefact_checks
+from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Served, encoder_digest
+from daemon.served import Answer, Archived, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
@@ -36,7 +36,6 @@ from registry import ManifestDraft, Registry, RegistryError
 log = logging.getLogger("driftd.repair")
 
 BACKLOG = 512
-RECALL_EVENTS = 300
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
 
@@ -334,6 +333,8 @@ class Repair:
     def _start(self, rung: Rung, champion: Served | None, reason: str) -> None:
         state, incident = self.state, self.state.incident
         assert incident is not None
+        if rung == "recall" and champion and self._recall_at_once(incident, champion, reason):
+            return
         attempt = Attempt(rung=rung, started_event=state.events)
         if rung not in ("recall", "online"):
             state.learned_event = state.events
@@ -380,6 +381,44 @@ class Repair:
             parent=champion.version if champion else None,
             candidates=[version for version, _ in job.candidates],
         )
+
+    def _recall_at_once(self, incident: Incident, champion: Served, reason: str) -> bool:
+        """Try the archived versions on embeddings at hand; False if one has another encoder."""
+        state = self.state
+        names = self._archived(champion)
+        manifests = [self.registry.version(name).manifest for name in names]
+        found = state.memory.recent(RECALL_EVENTS, since=incident.since_event)
+        embeddings = found.embeddings
+        if embeddings is None or not np.isfinite(embeddings).all():
+            return False
+        if {champion.encoder, state.memory.encoder} != {encoder_digest(m) for m in manifests}:
+            return False
+        began, cpu = time.monotonic(), time.process_time()
+        incident.attempts.append(Attempt("recall", state.events, examples=len(found)))
+        self._cutoff = incident.since_event  # none of them has learned from these events
+        judges: list[Served | Archived] = [champion]
+        for manifest in manifests:
+            folder = self.registry.path(manifest.version, verify=False)
+            judges.append(Archived(folder, manifest, state.classes))
+        rows = []
+        for judge in judges:
+            right = float((judge.judge(embeddings) == found.labels).mean())
+            rows.append({"version": judge.version, "accuracy": round(right, 4)})
+        attempt = incident.attempts[-1]
+        attempt.seconds = round(time.monotonic() - began, 3)
+        attempt.cpu_seconds = round(time.process_time() - cpu, 3)
+        self.metrics.refreshes("recall", "recalled").inc()
+        self.journal.write(
+            "recalled",
+            incident=incident.id,
+            reason=reason,
+            examples=len(found),
+            recall=rows,
+            seconds=attempt.seconds,
+            cpu_seconds=attempt.cpu_seconds,
+        )
+        self._recalled(rows, champion)
+        return True
 
     def _examples(
         self, rung: Rung, incident: Incident, champion: Served | None
@@ -489,23 +528,25 @@ class Repair:
         if result.outcome == "failed":
             self._attempt_ended("failed", result.reason)
         elif result.outcome == "recalled":
-            self._recalled(result, champion)
+            assert champion is not None
+            self._recalled(result.recall, champion)
         else:
             self._publish(job, result, champion)
 
-    def _recalled(self, result: Result, champion: Served | None) -> None:
-        assert champion is not None
-        ours = next((r["accuracy"] for r in result.recall if r["version"] == champion.version), 0.0)
-        others = [r for r in result.recall if r["version"] != champion.version]
+    def _recalled(self, rows: list[dict[str, Any]], champion: Served) -> None:
+        """Put the archived version that did best on trial, if it did clearly better."""
+        ours = next((r["accuracy"] for r in rows if r["version"] == champion.version), 0.0)
+        others = [row for row in rows if row["version"] != champion.version]
         best = max(others, key=lambda row: row["accuracy"], default=None)
-        if best is None or best["accuracy"] <= ours:
+        least = ours + self.config.policy.min_damage_points / 100
+        if best is None or best["accuracy"] < least:
             found = f"{best['accuracy']:.1%}" if best else "none"
             reason = (
                 f"no archived version fits the recent events better ({found} against {ours:.1%})"
             )
             self._attempt_ended("rejected", reason)
             return
-        self._begin_trial(best["version"], "recall", champion)
+        self._begin_trial(best["version"], "recall", champion, chosen_from=len(others))
 
     def _publish(self, job: Job, result: Result, champion: Served | None) -> None:
         folder = self.trainer.folder_of(job) / VERSION
@@ -531,7 +572,9 @@ class Repair:
 
     # ---------------------------------------------------------------- the trial before the gate
 
-    def _begin_trial(self, version: str, rung: Rung, champion: Served) -> None:
+    def _begin_trial(
+        self, version: str, rung: Rung, champion: Served, *, chosen_from: int = 1
+    ) -> None:
         """Open the INT8 file as the server will, and judge what is at hand at once."""
         state, incident = self.state, self.state.incident
         assert incident is not None
@@ -541,17 +584,32 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session, champion.session, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        trial = Trial(version, rung, self.config.gate, state.classes.names, checks)
+        names = state.classes.names
+        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from)
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
         unseen = state.memory.unseen(since=incident.since_event, cutoff=self._cutoff, limit=BACKLOG)
         if len(unseen):
+            unseen = self._embedded(unseen, champion)
             truth = unseen.labels
             ours = self._predict(challenger, unseen)
             trial.observe(truth, ours, self._predict(champion, unseen))
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
+
+    def _embedded(self, examples: Examples, champion: Served) -> Examples:
+        """The examples with the champion's embeddings; what is missing is computed and kept."""
+        memory, found = self.state.memory, examples.embeddings
+        if memory.encoder != champion.encoder or found is None:
+            return examples
+        missing = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if not len(missing):
+            return examples
+        found = found.copy()
+        found[missing] = champion.answer(examples.inputs[missing]).embeddings
+        memory.adopt(examples.ids[missing], found[missing], champion.encoder)
+        return examples.with_embeddings(found)
 
     def _predict(self, served: Served, examples: Examples) -> NDArray[np.int64]:
         found = examples.embeddings

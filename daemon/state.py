@@ -110,6 +110,7 @@ class State:
             and {
                 "version": trial.version,
                 "rung": trial.rung,
+                "chosen_from": trial.chosen_from,
                 "checks": [asdict(check) for check in trial.checks],
                 "test": trial.test.state(),
                 "by_class": {str(k): t.state() for k, t in trial.by_class.items()},
@@ -184,8 +185,15 @@ class State:
             return None
         gate = self.config.gate
         checks = [Check(**check) for check in values["checks"]]
-        trial = Trial(values["version"], values["rung"], gate, self.classes.names, checks)
-        trial.test = PairedTest.restored(gate.alpha, values["test"])
+        trial = Trial(
+            values["version"],
+            values["rung"],
+            gate,
+            self.classes.names,
+            checks,
+            values.get("chosen_from", 1),
+        )
+        trial.test = PairedTest.restored(trial.test.alpha, values["test"])
         trial.by_class = {
             int(k): PairedTest.restored(gate.alpha, counts)
             for k, counts in values["by_class"].items()

@@ -209,3 +209,20 @@ def test_lineage_is_exact_ranges() -> None:
     one = events(names(0, 6)).take(np.array([5, 0, 1, 3]))
     ranges = [(row["start"], row["end"]) for row in one.lineage()]
     assert ranges == [(0, 2), (3, 4), (5, 6)]
+
+
+def test_embeddings_made_elsewhere_are_kept() -> None:
+    memory = Memory(MemoryConfig(recent=6, replay=4, holdout=0.0))
+    memory.add(events(names(0, 10), dimension=None), "")
+    made = np.arange(30, dtype=np.float32).reshape(10, 3)
+    ids = np.array([*names(0, 10)], dtype=object)
+    memory.adopt(ids[2:9], made[2:9], "v1")
+    assert memory.encoder == "v1"
+    found = memory.recent(10)
+    np.testing.assert_array_equal(found.embeddings[:5], made[4:9])
+    assert np.isnan(found.embeddings[5]).all()
+    memory.adopt(ids, made + 1, "another encoder")
+    np.testing.assert_array_equal(memory.recent(10).embeddings[:5], made[4:9])
+    memory.adopt(np.array(["gone"], dtype=object), made[:1], "v1")
+    memory.adopt(ids[9:], made[9:], "v1")
+    assert np.isfinite(memory.recent(10).embeddings).all()
