@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ log = logging.getLogger("driftd.repair")
 BACKLOG = 512
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+BOOTSTRAP_RETRY_SECONDS = 10.0
 
 Open = Callable[[str], Served]
 
@@ -67,6 +69,7 @@ class Repair:
         self.yardstick: Served | None = None
         self._open = open_version
         self._cutoff = 0
+        self._bootstrap_again = 0.0
         self._waiting = ""
 
     # ---------------------------------------------------------------- what the loop reports
@@ -183,7 +186,10 @@ class Repair:
     # ---------------------------------------------------------------- what it does next
 
     def bootstrap(self) -> None:
-        """Make the first version from what is in memory."""
+        """Make the first version from what is in memory; after a failure, not again at once."""
+        if time.monotonic() < self._bootstrap_again:
+            return
+        self._bootstrap_again = time.monotonic() + BOOTSTRAP_RETRY_SECONDS
         state, settings = self.state, self.config.bootstrap
         incident = Incident(
             id="",
@@ -197,7 +203,11 @@ class Repair:
             only=settings.strategy,
         )
         self._open_incident(incident)
-        self._start(settings.strategy, None, incident.sentence)
+        try:
+            self._start(settings.strategy, None, incident.sentence)
+        except OSError as error:
+            self._close("failed", str(error))
+            raise
 
     def advance(self, champion: Served | None, *, paused: bool, pinned: bool) -> None:
         """Take whatever step is due; called once a turn of the loop."""
@@ -212,9 +222,11 @@ class Repair:
                 self._judge_trial(state.trial, champion)
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
-        elif not paused and not pinned and state.events >= state.rest_until:
-            self._propose_online()
-            self._propose_head()
+        elif not paused and not pinned:
+            self._propose_growth(champion)
+            if state.events >= state.rest_until:
+                self._propose_online()
+                self._propose_head()
 
     def close(self) -> None:
         """End the trainer; the rung is tried again after the restart."""
@@ -297,6 +309,18 @@ class Repair:
         )
         self._improve("online", sentence, state.champion_event)
 
+    def _propose_growth(self, champion: Served) -> None:
+        """A class that the champion does not know has enough examples to be learned."""
+        state = self.state
+        if len(state.classes) <= len(champion.labels) or "head" not in self.config.policy.rungs:
+            return
+        labels = self._labels(champion)
+        grown = labels[max(len(champion.labels), state.taught) :]
+        if grown:
+            state.taught = len(labels)  # one try for each new class, however it ends
+            named = ", ".join(repr(name) for name in grown)
+            self._improve("head", f"enough examples of {named} to learn it", state.regime_event)
+
     def _propose_head(self) -> None:
         """A regime's first repair rests on few events: refit when there are many more."""
         state, policy = self.state, self.config.policy
@@ -368,8 +392,14 @@ class Repair:
             given = state.online.head
             head = (given.weight[:, columns], given.bias[columns])
         attempt.examples = len(examples)
-        job.write(self.trainer.folder_of(job), examples, head)
-        self.trainer.start(job)
+        try:
+            job.write(self.trainer.folder_of(job), examples, head)
+            self.trainer.start(job)
+        except OSError:
+            # The rung had no chance: it keeps its turn for when there is room on the disk again.
+            incident.attempts.pop()
+            shutil.rmtree(self.trainer.folder_of(job), ignore_errors=True)
+            raise
         self.metrics.refresh_running().set(1)
         self.journal.write(
             "refresh-started",
@@ -425,13 +455,7 @@ class Repair:
     ) -> tuple[list[str], Examples]:
         """The new version's labels, and the examples with labels that index into them."""
         state, settings = self.state, self.config.learn
-        known = list(champion.labels) if champion else []
-        counts = state.memory.class_counts()
-        names = known + [
-            name
-            for number, name in enumerate(state.classes.names)
-            if name not in known and counts.get(number, 0) >= settings.new_class_min
-        ]
+        names = self._labels(champion)
         if rung == "recall":
             found = state.memory.recent(RECALL_EVENTS, since=incident.since_event, training=True)
         elif rung == "online":
@@ -448,6 +472,17 @@ class Repair:
             place[state.classes.add(name)] = position
         found = found.relabelled(place[found.labels])
         return names, found.take(found.labels >= 0)
+
+    def _labels(self, champion: Served | None) -> list[str]:
+        """The champion's labels, and after them those with enough examples to be learned."""
+        known = list(champion.labels) if champion else []
+        counts = self.state.memory.class_counts()
+        least = self.config.learn.new_class_min
+        return known + [
+            name
+            for number, name in enumerate(self.state.classes.names)
+            if name not in known and counts.get(number, 0) >= least
+        ]
 
     def _archived(self, champion: Served) -> list[str]:
         """Versions that could be recalled, newest first."""

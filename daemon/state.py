@@ -61,6 +61,8 @@ class State:
         self.quiet_until = self.rest_until = 0
         #: Where the present regime began, and up to where a refresh has learned from it.
         self.regime_event = self.learned_event = 0
+        #: Classes that a refresh for the sake of a new one was given last.
+        self.taught = 0
         self.promotions: list[float] = []
         self.failed: list[str] = []
 
@@ -126,6 +128,7 @@ class State:
             "rest_until": self.rest_until,
             "regime_event": self.regime_event,
             "learned_event": self.learned_event,
+            "taught": self.taught,
             "promotions": self.promotions,
             "failed": self.failed,
         }
@@ -177,6 +180,7 @@ class State:
         self.rest_until = values.get("rest_until", self.quiet_until)
         self.regime_event = values.get("regime_event", 0)
         self.learned_event = values.get("learned_event", self.events)
+        self.taught = values.get("taught", 0)
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])
 
