@@ -386,6 +386,10 @@ class Loop:
         self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
+        self.metrics.incident_open().set(state.incident is not None)
+        self.metrics.refresh_running().set(self.repair.trainer.running)
+        self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
+        self.metrics.probation().set(state.probation is not None)
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")

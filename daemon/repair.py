@@ -108,7 +108,6 @@ class Repair:
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
             trial.observe(truth, other, predicted)
-            self.metrics.trial_events().set(trial.test.events)
         if probation and self.yardstick:
             old = self.yardstick.predict(inputs, embeddings, champion.encoder)
             probation.test.observe(predicted == truth, old == truth)
@@ -181,7 +180,6 @@ class Repair:
         if state.incident and not mine:
             self._cancel("the champion was moved from outside")
             self._close("superseded", f"the champion was moved to {served.version} from outside")
-        self.metrics.probation().set(state.probation is not None)
 
     # ---------------------------------------------------------------- what it does next
 
@@ -240,7 +238,6 @@ class Repair:
         incident.id = f"i{state.incidents:04d}"
         state.incident = incident
         self._waiting = ""
-        self.metrics.incident_open().set(1)
         self.journal.write("incident-opened", **_brief(incident))
 
     def _close(self, outcome: str, reason: str) -> None:
@@ -256,7 +253,6 @@ class Repair:
             cpu_seconds=round(incident.cpu_seconds, 2),
         )
         self.metrics.incidents(incident.kind, outcome).inc()
-        self.metrics.incident_open().set(0)
         state.incident = None
         if incident.cause == "drift" and outcome != "harmless":
             state.regime_event = incident.onset_event
@@ -400,7 +396,6 @@ class Repair:
             incident.attempts.pop()
             shutil.rmtree(self.trainer.folder_of(job), ignore_errors=True)
             raise
-        self.metrics.refresh_running().set(1)
         self.journal.write(
             "refresh-started",
             incident=incident.id,
@@ -500,7 +495,6 @@ class Repair:
         result = self.trainer.result()
         if result is None:
             return
-        self.metrics.refresh_running().set(0)
         self.metrics.refresh_seconds(job.strategy).observe(result.seconds)
         self.metrics.refresh_cpu_seconds(job.strategy).inc(result.cpu_seconds)
         try:
@@ -716,6 +710,8 @@ class Repair:
         if incident is None or not incident.attempts:
             return
         attempt = incident.attempts[-1]
+        if outcome == "failed":
+            log.error("%s failed: %s", attempt.rung, reason)
         attempt.outcome, attempt.reason = outcome, reason
         attempt.version = version or attempt.version
         attempt.gain_points = round(gain, 2)
@@ -740,7 +736,6 @@ class Repair:
         if job is None:
             return
         self.trainer.cancel()
-        self.metrics.refresh_running().set(0)
         self.metrics.refreshes(job.strategy, "cancelled").inc()
         self.journal.write("refresh-cancelled", rung=job.rung, reason=reason)
 
@@ -766,7 +761,6 @@ class Repair:
             self.journal.write("probation-passed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
             state.probation, self.yardstick = None, None
-            self.metrics.probation().set(0)
         return False
 
     def _roll_back(self, probation: Probation, reason: str) -> None:

@@ -264,7 +264,11 @@ def _measured(
     """Size, speed and accuracy of the INT8 file; against FP32 where the encoder is new."""
     fp32 = out.parent / FP32
     if update.encoder:
-        metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
+        if fp32.exists():
+            size = float(fp32.stat().st_size)
+            metrics = {"size_ratio": served.size_bytes / size, "fp32_size_bytes": size}
+        else:
+            metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
         model = _load(out, preprocess, job.labels)
         metrics |= measure(served, model, sample.inputs, sample.labels)
     elif fp32.exists():
