@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from daemon.evidence import PairedTest
 from daemon.policy_config import GateConfig
 
+RECALL_EVENTS = 300
+
 Outcome = Literal["pass", "fail", "open"]
 Decision = Literal["promote", "reject", "undecided"]
 
@@ -92,7 +94,9 @@ def artefact_checks(
     """What the INT8 file itself must satisfy.
 
     ``metrics`` is the manifest's: ``size_ratio`` (INT8 bytes over FP32 bytes) and
-    ``parity_points`` (FP32 accuracy minus INT8 accuracy, in points), where they were measured.
+    ``parity_points`` (FP32 accuracy minus INT8 accuracy, in points), where they were measured. A
+    loss counts as over the limit when it is by more than ``parity_error`` (its standard error):
+    one answer among a hundred is a point, and no evidence.
     ``latency_ratio`` is the challenger's median time for one item over the champion's, or None
     where both run the same graph.
     """
@@ -104,8 +108,11 @@ def artefact_checks(
         measured = metrics.get(name)
         if not isinstance(measured, int | float):
             continue
-        fits = measured <= limit
+        error = metrics.get("parity_error", 0.0) if name == "parity_points" else 0.0
+        assert isinstance(error, int | float)
+        fits = measured - error <= limit
         verb = "within" if fits else "over"
+        unit += f" (± {error:.2g})" if error else ""
         checks.append(
             Check(
                 name,
@@ -134,7 +141,9 @@ def artefact_checks(
 class Trial:
     """One challenger before the gate.
 
-    ``labels`` names the daemon's classes by index; it may grow while the trial runs.
+    ``labels`` names the daemon's classes by index; it may grow while the trial runs. The version
+    looked best of ``chosen_from`` candidates on events that count in the trial: it must show so
+    many times the evidence (Bonferroni).
     """
 
     version: str
@@ -142,11 +151,18 @@ class Trial:
     config: GateConfig
     labels: list[str]
     checks: list[Check] = field(default_factory=list)
+    chosen_from: int = 1
     test: PairedTest = field(init=False)
     by_class: dict[int, PairedTest] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.test = PairedTest(self.config.alpha)
+        self.test = PairedTest(self.config.alpha / self.chosen_from)
+
+    @property
+    def deadline(self) -> int:
+        """Events after which the trial ends undecided; a recall is plain soon, or not at all."""
+        limit = self.config.max_events
+        return min(limit, RECALL_EVENTS) if self.rung == "recall" else limit
 
     def observe(
         self,
@@ -171,15 +187,15 @@ class Trial:
         facts = (
             f"{test.gain:+.1f} points on {test.events} unseen events "
             f"({test.wins} won, {test.losses} lost, e-value {test.better:.3g}, "
-            f"needed {1 / config.alpha:g})"
+            f"needed {1 / test.alpha:g})"
         )
         enough = test.events >= config.min_events
         if enough and test.verdict == "better" and test.gain >= config.minimal_gain:
             return Check("paired", "pass", f"better: {facts}", test.gain, config.minimal_gain)
         if test.verdict == "worse":
             return Check("paired", "fail", f"worse: {facts}", test.gain, config.minimal_gain)
-        if test.events >= config.max_events:
-            sentence = f"not shown better by the deadline of {config.max_events} events: {facts}"
+        if test.events >= self.deadline:
+            sentence = f"not shown better by the deadline of {self.deadline} events: {facts}"
             return Check("paired", "fail", sentence, test.gain, config.minimal_gain)
         return Check("paired", "open", f"collecting: {facts}", test.gain, config.minimal_gain)
 

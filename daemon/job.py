@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from daemon.policy_config import Rung
@@ -23,6 +24,7 @@ from learn.examples import Examples
 
 JOB = "job.json"
 EXAMPLES = "examples.safetensors"
+EMBEDDED = "embedded.safetensors"
 PROGRESS = "progress.jsonl"
 RESULT = "result.json"
 VERSION = "version"
@@ -57,8 +59,23 @@ class Job:
         examples: Examples,
         head: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> None:
-        """Write the job into the empty ``folder``; ``head`` is (weight, bias) given outright."""
+        """Write the job into the new ``folder``; ``head`` is (weight, bias) given outright.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
         folder.mkdir(parents=True)
+        try:
+            self._write(folder, examples, head)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the training job to {folder}: {error}") from error
+
+    def _write(
+        self,
+        folder: Path,
+        examples: Examples,
+        head: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> None:
         arrays = {f"examples/{name}": array for name, array in examples.to_arrays().items()}
         if head is not None:
             arrays["head/weight"], arrays["head/bias"] = head
@@ -71,6 +88,12 @@ class Job:
         values = json.loads((folder / JOB).read_text())
         values["candidates"] = [tuple(pair) for pair in values["candidates"]]
         return cls(**values)
+
+
+def read_embedded(folder: Path) -> Examples | None:
+    """The examples whose embeddings the trainer computed and left in ``folder``, if any."""
+    path = folder / EMBEDDED
+    return Examples.from_arrays(load_file(path)) if path.exists() else None
 
 
 def read_examples(

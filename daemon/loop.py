@@ -84,6 +84,7 @@ class Loop:
         )
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
+        self._repair_again = 0.0
         self._checkpointed = (time.monotonic(), 0)
         self._started = time.time()
         self._last_time = float("nan")
@@ -160,10 +161,12 @@ class Loop:
         try:
             self._serve_requests()
             self._bootstrap_if_due()
-            self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
+            if time.monotonic() >= self._repair_again:
+                self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
             self.follow()
         except (RegistryError, OSError) as error:
-            # A full disk or a store that is away: go on observing, try again next turn.
+            # A full disk or a store that is away: go on observing, try again in a moment.
+            self._repair_again = time.monotonic() + RETRY_SECONDS
             self._survived("repair", error)
         self.journal.flush()
         self._checkpoint_if_due()
@@ -325,7 +328,7 @@ class Loop:
         self.repair.moved(served, old, mine=mine, promotion=promotion)
         self.metrics.champion(version, began)
         log.info("%s serves now (before: %s)", version, old.version if old else "none")
-        self.checkpoint()
+        self._checkpoint_or_later()
 
     def _serve_requests(self) -> None:
         for request in self.registry.requests():
@@ -350,15 +353,16 @@ class Loop:
         settings = self.config.checkpoint
         due = self.state.events - events >= settings.every_events
         if due or time.monotonic() - then >= settings.every_seconds:
-            try:
-                self.checkpoint()
-            except (CheckpointError, DeadLetterError) as error:
-                # Not fatal: the old checkpoint stands and the events can be read again.
-                self._checkpointed = (
-                    time.monotonic() - settings.every_seconds + RETRY_SECONDS,
-                    events,
-                )
-                self._survived("checkpoint", error)
+            self._checkpoint_or_later()
+
+    def _checkpoint_or_later(self) -> None:
+        try:
+            self.checkpoint()
+        except (CheckpointError, DeadLetterError) as error:
+            # Not fatal: the old checkpoint stands and the events can be read again.
+            again = time.monotonic() - self.config.checkpoint.every_seconds + RETRY_SECONDS
+            self._checkpointed = (again, self.state.events)
+            self._survived("checkpoint", error)
 
     def checkpoint(self) -> None:
         """Write a checkpoint now; dead letters are delivered first, so that none is lost."""
@@ -382,6 +386,10 @@ class Loop:
         self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
+        self.metrics.incident_open().set(state.incident is not None)
+        self.metrics.refresh_running().set(self.repair.trainer.running)
+        self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
+        self.metrics.probation().set(state.probation is not None)
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")

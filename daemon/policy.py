@@ -128,16 +128,13 @@ def choose(incident: Incident, situation: Situation, config: PolicyConfig) -> Ch
     if situation.promotions_today >= config.max_promotions_per_day:
         limit = config.max_promotions_per_day
         return Choice("wait", f"{limit} promotions in 24 hours: the daily budget is spent")
-    if incident.cause == "drift":
-        if situation.labelled < config.min_labelled:
-            have, need = situation.labelled, config.min_labelled
-            return Choice("wait", f"{have} labelled events since the onset, {need} needed")
+    if incident.cause == "drift" and situation.labelled >= config.min_labelled:
         lost = damage_points(incident, situation)
         if incident.promoted and lost <= config.tolerance_points:
             done = incident.promoted
             sentence = f"{done.rung} repaired it: {_describe(lost)} the reference"
             return Choice("close", sentence, outcome="repaired")
-        if not incident.attempts and lost < config.min_damage_points:
+        if not incident.promoted and lost < config.min_damage_points:
             sentence = f"no damage to repair: accuracy is {_describe(lost)} the reference"
             return Choice("close", sentence, outcome="harmless")
     return _next_rung(incident, situation, config)
@@ -180,7 +177,7 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
 
 
 # Cheap enough to be tried again when there is much more to learn from.
-RETRIED: frozenset[Rung] = frozenset({"online", "head"})
+RETRIED: frozenset[Rung] = frozenset({"recall", "online", "head"})
 MORE_DATA = 3
 LABEL_RUNGS: frozenset[Rung] = frozenset({"recall", "online", "head"})
 

@@ -67,9 +67,9 @@ class PolicyConfig(Section):
         " regime is not yet in the data.",
     )
     min_labelled_by_rung: dict[Rung, int] = Field(
-        default={"partial": 300, "lora": 300, "full": 1000},
-        description="Labelled events that a rung needs where `min_labelled` is too few for it: the"
-        " more weights move, the more examples must hold them.",
+        default={"recall": 20, "partial": 300, "lora": 300, "full": 1000},
+        description="Labelled events that a rung needs where `min_labelled` does not fit it: the"
+        " more weights move, the more examples must hold them, and a recall moves none.",
     )
     min_damage_points: float = Field(
         default=2.0,
@@ -84,6 +84,13 @@ class PolicyConfig(Section):
         le=100,
         description="Points below the accuracy before the drift at which the damage counts as"
         " repaired and the climb ends.",
+    )
+    refit_growth: float = Field(
+        default=2.0,
+        ge=0,
+        description="Without an alarm, the head is refitted each time the events of the present"
+        " regime have grown by this factor: a first repair rests on few. Costs seconds, and the"
+        " gate decides; 0 switches it off.",
     )
     settle_events: int = Field(
         default=500,

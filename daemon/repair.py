@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,13 @@ from numpy.typing import NDArray
 
 from daemon.config import Config
 from daemon.evidence import PairedTest
-from daemon.gate import Trial, Verdict, artefact_checks
-from daemon.job import VERSION, Job, Result
+from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
+from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Served
+from daemon.served import Answer, Archived, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
@@ -35,9 +37,9 @@ from registry import ManifestDraft, Registry, RegistryError
 log = logging.getLogger("driftd.repair")
 
 BACKLOG = 512
-RECALL_EVENTS = 300
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+BOOTSTRAP_RETRY_SECONDS = 10.0
 
 Open = Callable[[str], Served]
 
@@ -67,6 +69,7 @@ class Repair:
         self.yardstick: Served | None = None
         self._open = open_version
         self._cutoff = 0
+        self._bootstrap_again = 0.0
         self._waiting = ""
 
     # ---------------------------------------------------------------- what the loop reports
@@ -105,7 +108,6 @@ class Repair:
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
             trial.observe(truth, other, predicted)
-            self.metrics.trial_events().set(trial.test.events)
         if probation and self.yardstick:
             old = self.yardstick.predict(inputs, embeddings, champion.encoder)
             probation.test.observe(predicted == truth, old == truth)
@@ -120,6 +122,12 @@ class Repair:
             sentence=diagnosis.sentence(state.classes.names),
             diagnosis=diagnosis.as_dict(),
         )
+        if state.incident is not None and state.incident.cause == "improvement":
+            # What was to be improved is no longer what comes in.
+            self._cancel("the stream drifted")
+            if state.trial:
+                self._drop_trial("the stream drifted")
+            self._close("superseded", "the stream drifted")
         if state.incident is not None:
             return
         # Another regime, another chance for versions that failed in the last one.
@@ -172,12 +180,14 @@ class Repair:
         if state.incident and not mine:
             self._cancel("the champion was moved from outside")
             self._close("superseded", f"the champion was moved to {served.version} from outside")
-        self.metrics.probation().set(state.probation is not None)
 
     # ---------------------------------------------------------------- what it does next
 
     def bootstrap(self) -> None:
-        """Make the first version from what is in memory."""
+        """Make the first version from what is in memory; after a failure, not again at once."""
+        if time.monotonic() < self._bootstrap_again:
+            return
+        self._bootstrap_again = time.monotonic() + BOOTSTRAP_RETRY_SECONDS
         state, settings = self.state, self.config.bootstrap
         incident = Incident(
             id="",
@@ -191,7 +201,11 @@ class Repair:
             only=settings.strategy,
         )
         self._open_incident(incident)
-        self._start(settings.strategy, None, incident.sentence)
+        try:
+            self._start(settings.strategy, None, incident.sentence)
+        except OSError as error:
+            self._close("failed", str(error))
+            raise
 
     def advance(self, champion: Served | None, *, paused: bool, pinned: bool) -> None:
         """Take whatever step is due; called once a turn of the loop."""
@@ -207,7 +221,10 @@ class Repair:
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
-            self._propose_online()
+            self._propose_growth(champion)
+            if state.events >= state.rest_until:
+                self._propose_online()
+                self._propose_head()
 
     def close(self) -> None:
         """End the trainer; the rung is tried again after the restart."""
@@ -221,7 +238,6 @@ class Repair:
         incident.id = f"i{state.incidents:04d}"
         state.incident = incident
         self._waiting = ""
-        self.metrics.incident_open().set(1)
         self.journal.write("incident-opened", **_brief(incident))
 
     def _close(self, outcome: str, reason: str) -> None:
@@ -237,9 +253,13 @@ class Repair:
             cpu_seconds=round(incident.cpu_seconds, 2),
         )
         self.metrics.incidents(incident.kind, outcome).inc()
-        self.metrics.incident_open().set(0)
         state.incident = None
-        state.quiet_until = state.events + self.config.policy.cooldown_events
+        if incident.cause == "drift" and outcome != "harmless":
+            state.regime_event = incident.onset_event
+        state.rest_until = state.events + self.config.policy.cooldown_events
+        if incident.cause == "improvement":
+            return  # nothing had moved: the monitors go on as they were
+        state.quiet_until = state.rest_until
         if outcome in ("harmless", "unrepaired"):
             # What moved is the new normal; against the old reference it would alarm for ever.
             state.watch.rearm()
@@ -275,10 +295,43 @@ class Repair:
     def _propose_online(self) -> None:
         state = self.state
         test = state.online_test
-        if state.events < state.quiet_until or test.events < self.config.policy.min_labelled:
+        if test.events < self.config.policy.min_labelled:
             return
         if not self.config.policy.online_head or test.verdict != "better":
             return
+        sentence = (
+            f"the online head is better by {test.gain:.1f} points on {test.events} events "
+            f"(e-value {test.better:.3g})"
+        )
+        self._improve("online", sentence, state.champion_event)
+
+    def _propose_growth(self, champion: Served) -> None:
+        """A class that the champion does not know has enough examples to be learned."""
+        state = self.state
+        if len(state.classes) <= len(champion.labels) or "head" not in self.config.policy.rungs:
+            return
+        labels = self._labels(champion)
+        grown = labels[max(len(champion.labels), state.taught) :]
+        if grown:
+            state.taught = len(labels)  # one try for each new class, however it ends
+            named = ", ".join(repr(name) for name in grown)
+            self._improve("head", f"enough examples of {named} to learn it", state.regime_event)
+
+    def _propose_head(self) -> None:
+        """A regime's first repair rests on few events: refit when there are many more."""
+        state, policy = self.state, self.config.policy
+        factor = policy.refit_growth
+        if not factor or "head" not in policy.rungs or state.incident is not None:
+            return
+        then, now = state.learned_event - state.regime_event, state.events - state.regime_event
+        if then >= self.config.memory.recent or now < factor * max(then, policy.min_labelled):
+            return
+        state.learned_event = state.events  # one try for each growth, however it ends
+        sentence = f"{now:,} events of this regime, {then:,} when the model was last trained"
+        self._improve("head", sentence, state.regime_event)
+
+    def _improve(self, rung: Rung, sentence: str, onset: int) -> None:
+        state = self.state
         if state.promotions_today() >= self.config.policy.max_promotions_per_day:
             return
         self._open_incident(
@@ -287,12 +340,11 @@ class Repair:
                 cause="improvement",
                 kind="improvement",
                 opened_event=state.events,
-                onset_event=state.champion_event,
+                onset_event=onset,
                 since_event=state.champion_event,
                 reference_accuracy=_or(state.prequential.since_accuracy, 0.0),
-                sentence=f"the online head is better by {test.gain:.1f} points on {test.events} "
-                f"events (e-value {test.better:.3g})",
-                only="online",
+                sentence=sentence,
+                only=rung,
             )
         )
 
@@ -301,7 +353,11 @@ class Repair:
     def _start(self, rung: Rung, champion: Served | None, reason: str) -> None:
         state, incident = self.state, self.state.incident
         assert incident is not None
+        if rung == "recall" and champion and self._recall_at_once(incident, champion, reason):
+            return
         attempt = Attempt(rung=rung, started_event=state.events)
+        if rung not in ("recall", "online"):
+            state.learned_event = state.events
         incident.attempts.append(attempt)
         labels, examples = self._examples(rung, incident, champion)
         self._cutoff = state.events
@@ -332,9 +388,14 @@ class Repair:
             given = state.online.head
             head = (given.weight[:, columns], given.bias[columns])
         attempt.examples = len(examples)
-        job.write(self.trainer.folder_of(job), examples, head)
-        self.trainer.start(job)
-        self.metrics.refresh_running().set(1)
+        try:
+            job.write(self.trainer.folder_of(job), examples, head)
+            self.trainer.start(job)
+        except OSError:
+            # The rung had no chance: it keeps its turn for when there is room on the disk again.
+            incident.attempts.pop()
+            shutil.rmtree(self.trainer.folder_of(job), ignore_errors=True)
+            raise
         self.journal.write(
             "refresh-started",
             incident=incident.id,
@@ -346,18 +407,50 @@ class Repair:
             candidates=[version for version, _ in job.candidates],
         )
 
+    def _recall_at_once(self, incident: Incident, champion: Served, reason: str) -> bool:
+        """Try the archived versions on embeddings at hand; False if one has another encoder."""
+        state = self.state
+        names = self._archived(champion)
+        manifests = [self.registry.version(name).manifest for name in names]
+        found = state.memory.recent(RECALL_EVENTS, since=incident.since_event)
+        embeddings = found.embeddings
+        if embeddings is None or not np.isfinite(embeddings).all():
+            return False
+        if {champion.encoder, state.memory.encoder} != {encoder_digest(m) for m in manifests}:
+            return False
+        began, cpu = time.monotonic(), time.process_time()
+        incident.attempts.append(Attempt("recall", state.events, examples=len(found)))
+        self._cutoff = incident.since_event  # none of them has learned from these events
+        judges: list[Served | Archived] = [champion]
+        for manifest in manifests:
+            folder = self.registry.path(manifest.version, verify=False)
+            judges.append(Archived(folder, manifest, state.classes))
+        rows = []
+        for judge in judges:
+            right = float((judge.judge(embeddings) == found.labels).mean())
+            rows.append({"version": judge.version, "accuracy": round(right, 4)})
+        attempt = incident.attempts[-1]
+        attempt.seconds = round(time.monotonic() - began, 3)
+        attempt.cpu_seconds = round(time.process_time() - cpu, 3)
+        self.metrics.refreshes("recall", "recalled").inc()
+        self.journal.write(
+            "recalled",
+            incident=incident.id,
+            reason=reason,
+            examples=len(found),
+            recall=rows,
+            seconds=attempt.seconds,
+            cpu_seconds=attempt.cpu_seconds,
+        )
+        self._recalled(rows, champion)
+        return True
+
     def _examples(
         self, rung: Rung, incident: Incident, champion: Served | None
     ) -> tuple[list[str], Examples]:
         """The new version's labels, and the examples with labels that index into them."""
         state, settings = self.state, self.config.learn
-        known = list(champion.labels) if champion else []
-        counts = state.memory.class_counts()
-        names = known + [
-            name
-            for number, name in enumerate(state.classes.names)
-            if name not in known and counts.get(number, 0) >= settings.new_class_min
-        ]
+        names = self._labels(champion)
         if rung == "recall":
             found = state.memory.recent(RECALL_EVENTS, since=incident.since_event, training=True)
         elif rung == "online":
@@ -375,6 +468,17 @@ class Repair:
         found = found.relabelled(place[found.labels])
         return names, found.take(found.labels >= 0)
 
+    def _labels(self, champion: Served | None) -> list[str]:
+        """The champion's labels, and after them those with enough examples to be learned."""
+        known = list(champion.labels) if champion else []
+        counts = self.state.memory.class_counts()
+        least = self.config.learn.new_class_min
+        return known + [
+            name
+            for number, name in enumerate(self.state.classes.names)
+            if name not in known and counts.get(number, 0) >= least
+        ]
+
     def _archived(self, champion: Served) -> list[str]:
         """Versions that could be recalled, newest first."""
         registered = self.registry.state()
@@ -391,16 +495,27 @@ class Repair:
         result = self.trainer.result()
         if result is None:
             return
-        self.metrics.refresh_running().set(0)
         self.metrics.refresh_seconds(job.strategy).observe(result.seconds)
         self.metrics.refresh_cpu_seconds(job.strategy).inc(result.cpu_seconds)
         try:
             self._collect(job, result, champion)
+            self._adopt(job, champion)
         except RegistryError as error:
             log.error("cannot register the result of %s: %s", job.id, error)
             self._attempt_ended("failed", str(error))
         finally:
             self.trainer.done()
+
+    def _adopt(self, job: Job, champion: Served | None) -> None:
+        """Keep the embeddings that the trainer computed with the champion's encoder."""
+        found = read_embedded(self.trainer.folder_of(job))
+        if found is None or found.embeddings is None:
+            return
+        made_by = Path(job.parent).name if job.parent else self.registry.state().champion
+        if made_by is None or (champion and champion.version != made_by):
+            return
+        encoder = encoder_digest(self.registry.version(made_by).manifest)
+        self.state.memory.adopt(found.ids, found.embeddings, encoder)
 
     def _panel(self, job: Job, line: dict[str, Any]) -> None:
         panel = {
@@ -442,23 +557,25 @@ class Repair:
         if result.outcome == "failed":
             self._attempt_ended("failed", result.reason)
         elif result.outcome == "recalled":
-            self._recalled(result, champion)
+            assert champion is not None
+            self._recalled(result.recall, champion)
         else:
             self._publish(job, result, champion)
 
-    def _recalled(self, result: Result, champion: Served | None) -> None:
-        assert champion is not None
-        ours = next((r["accuracy"] for r in result.recall if r["version"] == champion.version), 0.0)
-        others = [r for r in result.recall if r["version"] != champion.version]
+    def _recalled(self, rows: list[dict[str, Any]], champion: Served) -> None:
+        """Put the archived version that did best on trial, if it did clearly better."""
+        ours = next((r["accuracy"] for r in rows if r["version"] == champion.version), 0.0)
+        others = [row for row in rows if row["version"] != champion.version]
         best = max(others, key=lambda row: row["accuracy"], default=None)
-        if best is None or best["accuracy"] <= ours:
+        least = ours + self.config.policy.min_damage_points / 100
+        if best is None or best["accuracy"] < least:
             found = f"{best['accuracy']:.1%}" if best else "none"
             reason = (
                 f"no archived version fits the recent events better ({found} against {ours:.1%})"
             )
             self._attempt_ended("rejected", reason)
             return
-        self._begin_trial(best["version"], "recall", champion)
+        self._begin_trial(best["version"], "recall", champion, chosen_from=len(others))
 
     def _publish(self, job: Job, result: Result, champion: Served | None) -> None:
         folder = self.trainer.folder_of(job) / VERSION
@@ -484,7 +601,9 @@ class Repair:
 
     # ---------------------------------------------------------------- the trial before the gate
 
-    def _begin_trial(self, version: str, rung: Rung, champion: Served) -> None:
+    def _begin_trial(
+        self, version: str, rung: Rung, champion: Served, *, chosen_from: int = 1
+    ) -> None:
         """Open the INT8 file as the server will, and judge what is at hand at once."""
         state, incident = self.state, self.state.incident
         assert incident is not None
@@ -494,17 +613,32 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session, champion.session, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        trial = Trial(version, rung, self.config.gate, state.classes.names, checks)
+        names = state.classes.names
+        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from)
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
         unseen = state.memory.unseen(since=incident.since_event, cutoff=self._cutoff, limit=BACKLOG)
         if len(unseen):
+            unseen = self._embedded(unseen, champion)
             truth = unseen.labels
             ours = self._predict(challenger, unseen)
             trial.observe(truth, ours, self._predict(champion, unseen))
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
+
+    def _embedded(self, examples: Examples, champion: Served) -> Examples:
+        """The examples with the champion's embeddings; what is missing is computed and kept."""
+        memory, found = self.state.memory, examples.embeddings
+        if memory.encoder != champion.encoder or found is None:
+            return examples
+        missing = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if not len(missing):
+            return examples
+        found = found.copy()
+        found[missing] = champion.answer(examples.inputs[missing]).embeddings
+        memory.adopt(examples.ids[missing], found[missing], champion.encoder)
+        return examples.with_embeddings(found)
 
     def _predict(self, served: Served, examples: Examples) -> NDArray[np.int64]:
         found = examples.embeddings
@@ -576,6 +710,8 @@ class Repair:
         if incident is None or not incident.attempts:
             return
         attempt = incident.attempts[-1]
+        if outcome == "failed":
+            log.error("%s failed: %s", attempt.rung, reason)
         attempt.outcome, attempt.reason = outcome, reason
         attempt.version = version or attempt.version
         attempt.gain_points = round(gain, 2)
@@ -600,7 +736,6 @@ class Repair:
         if job is None:
             return
         self.trainer.cancel()
-        self.metrics.refresh_running().set(0)
         self.metrics.refreshes(job.strategy, "cancelled").inc()
         self.journal.write("refresh-cancelled", rung=job.rung, reason=reason)
 
@@ -626,7 +761,6 @@ class Repair:
             self.journal.write("probation-passed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
             state.probation, self.yardstick = None, None
-            self.metrics.probation().set(0)
         return False
 
     def _roll_back(self, probation: Probation, reason: str) -> None:

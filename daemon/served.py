@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.session import Session
+from deploy.session import Session, read_head
 from registry.manifest import Manifest
 
 ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
@@ -121,6 +121,20 @@ class Served:
         if encoder == self.encoder:
             return self.judge(embeddings)
         return self.answer(inputs).predicted
+
+
+class Archived:
+    """A version's head alone: judges embeddings of its encoder, without opening its graph."""
+
+    def __init__(self, folder: Path, manifest: Manifest, classes: Classes) -> None:
+        self.version = manifest.version
+        labels, self._head = read_head(folder)
+        self._columns = np.array([classes.add(name) for name in labels], dtype=np.int64)
+
+    def judge(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class, int64 [n], for embeddings float32 [n, d]."""
+        best: NDArray[np.int64] = (embeddings @ self._head.weight + self._head.bias).argmax(axis=1)
+        return self._columns[best]
 
 
 def encoder_digest(manifest: Manifest) -> str:

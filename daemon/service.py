@@ -53,13 +53,21 @@ def run(config: Config) -> None:
     api = ApiServer(application(metrics, health, lambda: loop.snapshot, registry), config.http)
     api.start()
     log.info("http://%s:%d serves /metrics, /status, /health", config.http.host, api.port)
-    reason = "the source has ended"
     try:
-        loop.start()
-        loop.run(stop)
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise
+        try:
+            loop.start()
+            loop.run(stop)
+        except BaseException as error:
+            _close_after(loop, error)
+            raise
+        loop.close(reasons[0] if reasons else "the source has ended")
     finally:
-        loop.close(reasons[0] if reasons else reason)
         api.stop()
+
+
+def _close_after(loop: Loop, error: BaseException) -> None:
+    """End in order if it can be; what hinders that must not hide the error that came first."""
+    try:
+        loop.close(f"{type(error).__name__}: {error}")
+    except Exception as second:
+        log.error("while ending: %s", second)

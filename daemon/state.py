@@ -57,7 +57,12 @@ class State:
         self.incidents = 0
         self.trial: Trial | None = None
         self.probation: Probation | None = None
-        self.quiet_until = 0
+        #: Alarms are held, and improvements not proposed, before these events.
+        self.quiet_until = self.rest_until = 0
+        #: Where the present regime began, and up to where a refresh has learned from it.
+        self.regime_event = self.learned_event = 0
+        #: Classes that a refresh for the sake of a new one was given last.
+        self.taught = 0
         self.promotions: list[float] = []
         self.failed: list[str] = []
 
@@ -107,6 +112,7 @@ class State:
             and {
                 "version": trial.version,
                 "rung": trial.rung,
+                "chosen_from": trial.chosen_from,
                 "checks": [asdict(check) for check in trial.checks],
                 "test": trial.test.state(),
                 "by_class": {str(k): t.state() for k, t in trial.by_class.items()},
@@ -119,6 +125,10 @@ class State:
                 "test": probation.test.state(),
             },
             "quiet_until": self.quiet_until,
+            "rest_until": self.rest_until,
+            "regime_event": self.regime_event,
+            "learned_event": self.learned_event,
+            "taught": self.taught,
             "promotions": self.promotions,
             "failed": self.failed,
         }
@@ -167,6 +177,10 @@ class State:
                 found["version"], found["previous"], found["started_event"], test
             )
         self.quiet_until = values["quiet_until"]
+        self.rest_until = values.get("rest_until", self.quiet_until)
+        self.regime_event = values.get("regime_event", 0)
+        self.learned_event = values.get("learned_event", self.events)
+        self.taught = values.get("taught", 0)
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])
 
@@ -175,8 +189,15 @@ class State:
             return None
         gate = self.config.gate
         checks = [Check(**check) for check in values["checks"]]
-        trial = Trial(values["version"], values["rung"], gate, self.classes.names, checks)
-        trial.test = PairedTest.restored(gate.alpha, values["test"])
+        trial = Trial(
+            values["version"],
+            values["rung"],
+            gate,
+            self.classes.names,
+            checks,
+            values.get("chosen_from", 1),
+        )
+        trial.test = PairedTest.restored(trial.test.alpha, values["test"])
         trial.by_class = {
             int(k): PairedTest.restored(gate.alpha, counts)
             for k, counts in values["by_class"].items()

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from daemon.job import PROGRESS, VERSION, Job, Result, read_examples
+from daemon.job import EMBEDDED, PROGRESS, VERSION, Job, Result, read_examples
 from deploy.measure import measure
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import (
@@ -51,6 +51,16 @@ PR_SET_PDEATHSIG = 1
 VALIDATION_SHARE = 0.15
 MEASURED_EVENTS = 256
 FP32 = "model.fp32.onnx"
+# What a version with its parent's encoder need not measure again.
+INHERITED = (
+    "size_ratio",
+    "fp32_size_bytes",
+    "fp32_latency_ms",
+    "latency_ms",
+    "agreement",
+    "parity_points",
+    "parity_error",
+)
 
 
 def main() -> int:
@@ -154,7 +164,7 @@ def refresh(
     preprocess = load_preprocessor(parent)
     session = Session.open(parent, threads=job.threads)
     if given is None:
-        examples = _embedded(examples, session)
+        examples = _embedded(examples, session, out.parent)
     learned, validation = split(examples, job.seed)
     learn = LearnConfig(**job.learn)
     if given is not None:
@@ -254,18 +264,23 @@ def _measured(
     """Size, speed and accuracy of the INT8 file; against FP32 where the encoder is new."""
     fp32 = out.parent / FP32
     if update.encoder:
-        metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
+        if fp32.exists():
+            size = float(fp32.stat().st_size)
+            metrics = {"size_ratio": served.size_bytes / size, "fp32_size_bytes": size}
+        else:
+            metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
         model = _load(out, preprocess, job.labels)
         metrics |= measure(served, model, sample.inputs, sample.labels)
     elif fp32.exists():
         metrics = dict(measure(served, fp32, sample.inputs, sample.labels))
     else:
         # The same encoder: what INT8 costs it was measured when it was made.
-        kept = ("size_ratio", "fp32_size_bytes", "fp32_latency_ms", "latency_ms", "parity_points")
-        metrics = _inherited(parent, kept)
-        right = served.predict(sample.inputs).probabilities.argmax(axis=1) == sample.labels
-        return metrics | {"accuracy": float(right.mean())}
-    metrics["parity_points"] = 100 * (metrics["fp32_accuracy"] - metrics["accuracy"])
+        metrics = _inherited(parent, INHERITED)
+        served.warm()
+        embeddings = _embedded(sample, served, out.parent).embeddings
+        assert embeddings is not None
+        answers = Head(*served.head).logits(embeddings).argmax(axis=1)
+        return metrics | {"accuracy": float((answers == sample.labels).mean())}
     return metrics
 
 
@@ -291,8 +306,11 @@ def _grown(session: Session, labels: list[str]) -> Head:
     )
 
 
-def _embedded(examples: Examples, session: Session) -> Examples:
-    """The examples with this encoder's embeddings, computed only where they are missing."""
+def _embedded(examples: Examples, session: Session, folder: Path) -> Examples:
+    """The examples with this encoder's embeddings, computed only where they are missing.
+
+    What was computed is left in ``folder``, so that the daemon need not ask for it again.
+    """
     found = examples.embeddings
     width = session.head.weight.shape[0]
     if found is None or found.shape[1] != width:
@@ -301,6 +319,8 @@ def _embedded(examples: Examples, session: Session) -> Examples:
     if len(missing):
         found = found.copy()
         found[missing] = session.predict(examples.inputs[missing]).embeddings
+        computed = examples.with_embeddings(found).take(missing)
+        save_file(computed.to_arrays(), folder / EMBEDDED)
     return examples.with_embeddings(found)
 
 

@@ -42,7 +42,7 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            advice = "stop the process that uses it, or choose another port"
+            advice = "stop the process that uses it, or set server.port to a free one"
         elif error.errno == errno.EACCES:
             advice = "ports below 1024 need privileges: choose another"
         else:

@@ -6,6 +6,7 @@ machine at hand: the ratio of two of them says more than either.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,9 @@ def measure(
 
     Returns ``size_bytes``, ``accuracy`` (0 to 1), ``latency_ms`` (median for one item),
     ``items_per_second`` (all inputs, batched by length); with fp32 the same prefixed ``fp32_``,
-    ``size_ratio`` and ``agreement`` (share of equal answers). Sizes only for an FP32 file.
+    ``size_ratio``, ``agreement`` (share of equal answers), ``parity_points`` (accuracy that INT8
+    costs, in points) and ``parity_error`` (the standard error of that). Sizes only for an FP32
+    file.
     """
     if len(inputs) == 0:
         raise ValueError("nothing to measure on: give at least one labelled input")
@@ -52,7 +55,20 @@ def measure(
         other, figures = _run(fp32, inputs, labels)
     result |= {f"fp32_{name}": value for name, value in figures.items()}
     result["agreement"] = float((answers == other).mean())
-    return result
+    return result | parity(answers, other, labels)
+
+
+def parity(
+    int8: NDArray[np.int64], fp32: NDArray[np.int64], labels: NDArray[np.int64]
+) -> dict[str, float]:
+    """What INT8 costs, from the answers int64 [n] of both and the truth.
+
+    >>> parity(np.array([0, 1, 1, 0]), np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]))
+    {'parity_points': 25.0, 'parity_error': 21.65}
+    """
+    lost = (fp32 == labels).astype(np.float64) - (int8 == labels)
+    error = float(lost.std()) / math.sqrt(len(labels))
+    return {"parity_points": 100 * float(lost.mean()), "parity_error": round(100 * error, 2)}
 
 
 def _run(

@@ -104,20 +104,12 @@ class Session:
         Raises `LoadError` if a file is absent or malformed, or if the parts do not fit.
         """
         model = folder / MODEL_FILE
+        labels, head = read_head(folder)
         try:
-            description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
-            labels = [str(label) for label in description["labels"]]
-            head = _read_head(folder)
             preprocessor = preprocessor or load_preprocessor(folder)
             model.stat()
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise LoadError("bad_files", f"cannot read version {folder}: {error!r}") from error
-        if head.weight.shape[1] != len(labels):
-            raise LoadError(
-                "mismatch",
-                f"{folder}: the head has {head.weight.shape[1]} classes, the model "
-                f"{len(labels)} labels",
-            )
         return cls(model, preprocessor, labels, head, threads=threads, batch=batch)
 
     def on(self, model: Path) -> Session:
@@ -231,9 +223,23 @@ def _runtime(model: Path, threads: int) -> onnxruntime.InferenceSession:
         raise LoadError("bad_graph", f"{model} cannot be opened: {error}") from error
 
 
-def _read_head(folder: Path) -> Head:
-    tensors = load_file(folder / HEAD_FILE)
-    weight, bias = tensors["weight"], tensors["bias"]
-    if weight.ndim != 2 or bias.shape != weight.shape[1:]:
-        raise ValueError(f"head of shapes {weight.shape} and {bias.shape}")
-    return Head(weight.astype(np.float32), bias.astype(np.float32))
+def read_head(folder: Path) -> tuple[list[str], Head]:
+    """The labels and the head of a version's folder, without opening its graph.
+
+    Raises `LoadError` if a file is absent or malformed, or if the two do not fit.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
+        labels = [str(label) for label in description["labels"]]
+        tensors = load_file(folder / HEAD_FILE)
+        weight, bias = tensors["weight"], tensors["bias"]
+        if weight.ndim != 2 or bias.shape != weight.shape[1:]:
+            raise ValueError(f"head of shapes {weight.shape} and {bias.shape}")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise LoadError("bad_files", f"cannot read version {folder}: {error!r}") from error
+    if len(bias) != len(labels):
+        raise LoadError(
+            "mismatch",
+            f"{folder}: the head has {len(bias)} classes, the model {len(labels)} labels",
+        )
+    return labels, Head(weight.astype(np.float32), bias.astype(np.float32))

@@ -122,7 +122,9 @@ class TrainingConfig(_Section):
     top_layers: int = Field(2, ge=1, description="Encoder layers that `partial` unfreezes.")
     lora_rank: int = Field(8, ge=1, description="Rank of LoRA's update; 8 equals full here.")
     lora_targets: tuple[str, ...] = Field(
-        ("query", "value"), min_length=1, description="Linear layers that LoRA adapts."
+        ("query", "value"),
+        min_length=1,
+        description="Linear layers that LoRA adapts; all where none is named so, as in tables.",
     )
     minimal_gain: float = Field(
         0.5,

@@ -79,6 +79,22 @@ class Memory:
         if self._pending_rows > self.config.recent // 2:
             self._settle()
 
+    def adopt(
+        self, ids: NDArray[np.object_], embeddings: NDArray[np.float32], encoder: str
+    ) -> None:
+        """Keep embeddings, float32 [n, d], that ``encoder`` made of the events ``ids``.
+
+        So no event is encoded twice. Ids that are no longer in memory are passed over, and so is
+        everything of an encoder other than the memory's, once it has one.
+        """
+        self._settle()
+        if self.encoder not in ("", encoder):
+            return
+        self.encoder = encoder
+        row = {event_id: position for position, event_id in enumerate(ids)}
+        self._recent = _adopted(self._recent, row, embeddings)
+        self._replay = _adopted(self._replay, row, embeddings)
+
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
         self._settle()
@@ -186,6 +202,19 @@ def _none(rows: int, like: Examples) -> NDArray[np.float32] | None:
     if like.embeddings is None:
         return None
     return np.full((rows, like.embeddings.shape[1]), np.nan, dtype=np.float32)
+
+
+def _adopted(part: Examples, row: dict[str, int], embeddings: NDArray[np.float32]) -> Examples:
+    found = np.array([row.get(event_id, -1) for event_id in part.ids], dtype=np.int64)
+    mine = found >= 0
+    if not mine.any():
+        return part
+    kept = part.embeddings
+    if kept is None:
+        kept = np.full((len(part), embeddings.shape[1]), np.nan, dtype=np.float32)
+    kept = kept.copy()
+    kept[mine] = embeddings[found[mine]]
+    return part.with_embeddings(kept)
 
 
 def _part(prefix: str, state: Mapping[str, NDArray[np.generic]]) -> Examples:

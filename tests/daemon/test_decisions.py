@@ -120,7 +120,7 @@ def test_drift_without_damage_is_left_alone():
     [
         ({"paused": True}, "paused"),
         ({"pinned": True}, "pinned"),
-        ({"labelled": 3}, "3 labelled"),
+        ({"labelled": 3}, "needs 20 labelled events, 3 so far"),
         ({"promotions_today": 24}, "budget"),
     ],
 )

@@ -19,14 +19,22 @@ from registry import open_registry
 TURN = 1500
 
 
+BACK = 3200
+
+
 @pytest.fixture
 def stream(tmp_path):
     """2,600 rows; from `TURN` on the label means the opposite. Some lines are broken."""
+    return write_stream(tmp_path, 2600)
+
+
+def write_stream(tmp_path, rows):
+    """Rows whose label means the opposite from `TURN` to `BACK`; some lines are broken."""
     random = np.random.default_rng(3)
     lines = []
-    for i in range(2600):
+    for i in range(rows):
         x = random.normal(size=2)
-        truth = bool(x[0] + 0.5 * x[1] > 0) != (i >= TURN)
+        truth = bool(x[0] + 0.5 * x[1] > 0) != (TURN <= i < BACK)
         row = {"id": f"e{i}", "a": x[0], "b": x[1], "label": "yes" if truth else "no"}
         lines.append(json.dumps(row))
         if i % 500 == 7:
@@ -45,7 +53,7 @@ def config(tmp_path, stream):
             "fields": {"id": "id"},
             "dead_letters": {"kind": "file", "path": str(tmp_path / "dead.jsonl")},
             "bootstrap": {"warmup_events": 400},
-            "policy": {"rungs": ["recall", "head"], "settle_events": 300},
+            "policy": {"rungs": ["recall", "head"], "settle_events": 300, "cooldown_events": 200},
             # A table's model is so small that INT8 has nothing to shrink.
             "gate": {"size_ratio": 10.0, "parity_points": 10.0},
             "registry": {"path": str(tmp_path / "registry")},
@@ -92,6 +100,61 @@ def test_drift_is_noticed_repaired_proven_and_promoted(config, tmp_path):
     assert sum(r["end"] - r["start"] for r in lineage["trained_on"]) == lineage["examples"]
     exposition = loop.metrics.exposition().decode()
     assert 'driftd_promotions_total{model="model",rung="head"} 1.0' in exposition
+
+
+def test_the_old_version_comes_back_with_its_regime(config, tmp_path):
+    write_stream(tmp_path, 4000)
+    loop = make_loop(config)
+    loop.start()
+    loop.run(threading.Event())
+    loop.close("the test is over")
+    rows = list(loop.registry.journal.rows())
+    # Versions share an encoder: they are compared on embeddings at hand, in no process of its own.
+    recalled = [r for r in rows if r.kind == "recalled" and r.fields["event"] > BACK]
+    assert recalled
+    verdict = next(r for r in rows if r.kind == "verdict" and r.fields["rung"] == "recall")
+    assert verdict.fields["decision"] == "promote"
+    assert BACK < verdict.fields["event"] < BACK + 400
+    trained = loop.registry.version(verdict.fields["version"]).manifest.lineage["trained_on"]
+    assert max(r["end"] for r in trained) < TURN
+    assert not [
+        r
+        for r in rows
+        if r.kind == "refresh-started" and BACK < r.fields["event"] < verdict.fields["event"]
+    ]
+
+
+def test_the_head_is_refitted_as_the_regime_grows(config):
+    loop = make_loop(config)
+    loop.start()
+    loop.run(threading.Event())
+    loop.close("the test is over")
+    rows = list(loop.registry.journal.rows())
+    grown = [
+        r.fields for r in rows if r.kind == "incident-opened" and r.fields["cause"] == "improvement"
+    ]
+    assert grown
+    assert "when the model was last trained" in grown[0]["sentence"]
+    # Rows met before the first version were embedded once, by the trainer, and are kept.
+    found = loop.state.memory.recent(10_000, training=True).embeddings
+    assert np.isfinite(found).all()
+
+
+def test_drift_comes_before_an_improvement(config):
+    loop = make_loop(config)
+    loop.start()
+    while not [row for row in loop.registry.journal.rows() if row.kind == "alarm"]:
+        loop.step()
+    told = [row for row in loop.registry.journal.rows() if row.kind.startswith("incident-")]
+    assert [(row.kind, row.fields["cause"]) for row in told[2:]] == [
+        ("incident-opened", "improvement"),
+        ("incident-closed", "improvement"),
+        ("incident-opened", "drift"),
+    ]
+    assert told[3].fields["outcome"] == "superseded"
+    assert loop.state.incident.cause == "drift"
+    assert loop.state.trial is None
+    loop.close("the test is over")
 
 
 def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):

@@ -100,3 +100,28 @@ def test_a_seed_makes_the_same_first_version_again(examples, tmp_path):
         run(tmp_path / name)
         made.append((tmp_path / name / VERSION / "encoder.safetensors").read_bytes())
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("strategy", ["head", "partial", "lora", "full"])
+def test_the_first_version_can_be_made_by_any_strategy(examples, tmp_path, strategy):
+    model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
+    learn = LearnConfig(training=TrainingConfig(encoder_rate=0.003, rounds=2))
+    job = Job(
+        id="first",
+        rung=strategy,
+        strategy=strategy,
+        labels=LABELS,
+        parent=None,
+        seed=1,
+        threads=1,
+        cpu_seconds=60,
+        model=model.model_dump(mode="json"),
+        learn=learn.model_dump(mode="json"),
+    )
+    folder = tmp_path / "job"
+    job.write(folder, examples)
+    result = run(folder)
+    assert result.outcome == "trained"
+    assert {"size_ratio", "parity_points", "accuracy", "latency_ms"} <= set(result.metrics)
+    answers = Session.open(folder / VERSION).predict(examples.inputs).probabilities.argmax(axis=1)
+    assert (answers == examples.labels).mean() > 0.6

@@ -209,3 +209,22 @@ def test_lineage_is_exact_ranges() -> None:
     one = events(names(0, 6)).take(np.array([5, 0, 1, 3]))
     ranges = [(row["start"], row["end"]) for row in one.lineage()]
     assert ranges == [(0, 2), (3, 4), (5, 6)]
+
+
+def test_embeddings_made_elsewhere_are_kept() -> None:
+    memory = Memory(MemoryConfig(recent=100, replay=60))
+    memory.add(events(names(0, 150), dimension=None), "")
+    made = np.arange(450, dtype=np.float32).reshape(150, 3)
+    ids = np.array(names(0, 150), dtype=object)
+    memory.adopt(ids[:140], made[:140], "v1")
+    assert memory.encoder == "v1"
+    found = memory.recent(100)
+    np.testing.assert_array_equal(found.embeddings[:90], made[50:140])
+    assert np.isnan(found.embeddings[90:]).all()
+    memory.adopt(ids, made + 1, "another encoder")
+    np.testing.assert_array_equal(memory.recent(100).embeddings[:90], made[50:140])
+    memory.adopt(np.array(["gone"], dtype=object), made[:1], "v1")
+    memory.adopt(ids[140:], made[140:], "v1")
+    assert np.isfinite(memory.recent(100).embeddings).all()
+    replayed = memory.training_set(since=150, replay=60, replay_weight=0.1, seed=0)
+    assert np.isfinite(replayed.embeddings).all()
