@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format generate clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ check: $(VENV)/.ready  ## linter, formatter and types
 
 format: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+generate: $(VENV)/.ready  ## pages, chart and dashboards that are made from the code
+	$(BIN)/python -m helm.builder
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info build

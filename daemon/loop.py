@@ -329,6 +329,8 @@ class Loop:
         self.metrics.champion(version, began)
         log.info("%s serves now (before: %s)", version, old.version if old else "none")
         self._checkpoint_or_later()
+        if removed := self.registry.collect(actor=self.actor):
+            log.info("removed old versions: %s", ", ".join(removed))
 
     def _serve_requests(self) -> None:
         for request in self.registry.requests():

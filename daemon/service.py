@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from daemon.api import ApiServer, Health, application
-from daemon.checkpoint import CheckpointStore
+from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
 from daemon.loop import Loop
@@ -20,9 +24,14 @@ from registry import open_registry
 
 log = logging.getLogger("driftd.service")
 
+LOCK = "lock"
+
 
 def run(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT, or until a finite source has ended.
+
+    Only one daemon runs on a checkpoint folder: two would each learn a part of the stream and
+    write over the other's state.
 
     Raises the rooms' own errors (ConfigError, SourceError, RegistryError, CheckpointError,
     OSError), whose messages say what to do; the command line prints them.
@@ -36,6 +45,33 @@ def run(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    with only_daemon(config.checkpoint.path):
+        _run(config, stop, reasons)
+
+
+@contextmanager
+def only_daemon(folder: Path) -> Iterator[None]:
+    """Hold the checkpoint ``folder``. Raises CheckpointError where another daemon holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to the checkpoint folder {folder}: {error.strerror}; set "
+            "checkpoint.path to a writable folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another daemon runs on {folder}: stop it, or give this one a folder of its own "
+                "(checkpoint.path)"
+            ) from None
+        yield
+
+
+def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health()
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.stack import Stack, get
+from tests.system.stack import Process, Stack, get
 
 pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
 
@@ -203,6 +203,18 @@ def test_a_port_in_use_is_said_so(stack: Stack, tmp_path: Path, verb: str, setti
     last = process.output().strip().splitlines()[-1]
     assert str(port) in last
     assert setting in last
+
+
+def test_a_second_daemon_on_the_same_state_is_refused(stack: Stack, table: Rows) -> None:
+    events = stack.folder / "events.jsonl"
+    events.write_bytes(b"\n".join(table(50, seed=10)) + b"\n")
+    stack.configure({"kind": "file", "path": str(events), "follow": True}, http={"port": 0})
+    first = stack.start("run")
+    stack.wait(lambda: stack.rows("started"))
+    second = Process("run", stack.path, stack.folder / "second.log")
+    assert second.child.wait(60) == 1
+    assert "another daemon runs on" in second.output().splitlines()[-1]
+    assert first.stop() == 0
 
 
 @pytest.fixture
