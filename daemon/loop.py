@@ -197,6 +197,8 @@ class Loop:
             answer.embeddings, answer.probabilities, labels, batch.times, batch.features
         )
         signals = state.watch.observe(observed)
+        if state.watch.reference is not None and state.champion not in state.regimes:
+            state.know_regime(state.watch.reference.signature)
         if not self.paused:
             self._learn_online(batch, answer, labels)
             self._remember(batch, numbers, labels, answer, self.champion.encoder)
@@ -221,8 +223,16 @@ class Loop:
             )
             return
         assert state.watch.reference is not None
-        diagnosis = diagnose(alarmed, state.watch.reference, state.watch.recent)
-        self.repair.alarm(diagnosis)
+        recent = state.watch.recent
+        diagnosis = diagnose(
+            alarmed,
+            state.watch.reference,
+            recent,
+            known={name: s for name, s in state.regimes.items() if name != state.champion},
+            same_regime=self.config.drift.same_regime,
+        )
+        first = state.events - len(recent)
+        self.repair.alarm(diagnosis, [first + position for position in diagnosis.examples])
 
     def _greet(self, names: list[str]) -> None:
         for name in names:
@@ -457,6 +467,8 @@ class Loop:
                     }
                     for signal in watch.signals
                 ],
+                "distances": watch.distances(),
+                "held_until": state.quiet_until if state.events < state.quiet_until else None,
             },
             "incident": incident.as_dict() if incident else None,
             "refresh": job and {"rung": job.rung, "seconds": round(self.repair.trainer.seconds, 1)},

@@ -111,6 +111,12 @@ class PolicyConfig(Section):
         " more stops early and hands in its best round.",
     )
 
+    show_inputs: bool = Field(
+        default=True,
+        description="Write the first 120 characters of the inputs that show a drift best into the"
+        " journal. Switch it off where inputs are personal.",
+    )
+
     @model_validator(mode="after")
     def _in_order(self) -> PolicyConfig:
         places = [LADDER.index(rung) for rung in self.rungs]

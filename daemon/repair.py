@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ log = logging.getLogger("driftd.repair")
 BACKLOG = 512
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+SHOWN = 120  # characters of an input in the journal
 BOOTSTRAP_RETRY_SECONDS = 10.0
 
 Open = Callable[[str], Served]
@@ -112,15 +113,19 @@ class Repair:
             old = self.yardstick.predict(inputs, embeddings, champion.encoder)
             probation.test.observe(predicted == truth, old == truth)
 
-    def alarm(self, diagnosis: Diagnosis) -> None:
-        """The monitors alarmed: open an incident, or add to the evidence of the open one."""
+    def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
+        """The monitors alarmed: open an incident, or add to the evidence of the open one.
+
+        ``examples`` are the numbers of the events that show the drift best.
+        """
         state = self.state
         self.journal.write(
             "alarm",
             incident=self._incident_id(),
             drift=diagnosis.kind,
             sentence=diagnosis.sentence(state.classes.names),
-            diagnosis=diagnosis.as_dict(),
+            diagnosis=_named(diagnosis.as_dict(), state.classes.names),
+            examples=self._shown(examples),
         )
         if state.incident is not None and state.incident.cause == "improvement":
             # What was to be improved is no longer what comes in.
@@ -146,6 +151,20 @@ class Repair:
                 sentence=diagnosis.sentence(state.classes.names),
             )
         )
+
+    def _shown(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The events of those numbers, as far as they are in memory, for a person to read."""
+        found = self.state.memory.numbered(numbers)
+        names = self.state.classes.names
+        shown = [
+            {"id": event_id, "label": names[label]}
+            for event_id, label in zip(found.ids.tolist(), found.labels.tolist(), strict=True)
+        ]
+        if self.config.policy.show_inputs:
+            for example, value in zip(shown, found.inputs, strict=True):
+                text = value if isinstance(value, str) else str(value)
+                example["input"] = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+        return shown
 
     def request(self, rung: Rung | None, reason: str) -> None:
         """An operator asks for a refresh: of one rung, or up the whole ladder."""
@@ -796,6 +815,15 @@ def _brief(incident: Incident) -> dict[str, Any]:
         "severity": round(incident.severity, 3),
         "sentence": incident.sentence,
     }
+
+
+def _named(diagnosis: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The diagnosis with classes by name beside their numbers."""
+    for key in ("shares", "errors"):
+        for entry in diagnosis.get(key) or ():
+            label = entry["label"]
+            entry["class"] = names[label] if 0 <= label < len(names) else "not seen before"
+    return diagnosis
 
 
 def _or(value: float, otherwise: float) -> float:

@@ -20,11 +20,13 @@ from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.served import Classes, Served
 from daemon.watch import Watch
+from drift import Signature
 from learn.head import Head
 from learn.memory import Memory
 from learn.online import OnlineHead
 
 DAY = 86_400.0
+KNOWN_REGIMES = 64
 
 
 @dataclass(slots=True)
@@ -61,6 +63,8 @@ class State:
         self.quiet_until = self.rest_until = 0
         #: Where the present regime began, and up to where a refresh has learned from it.
         self.regime_event = self.learned_event = 0
+        #: The regime in which each version became normal, by version; the oldest are forgotten.
+        self.regimes: dict[str, Signature] = {}
         #: Classes that a refresh for the sake of a new one was given last.
         self.taught = 0
         self.promotions: list[float] = []
@@ -70,8 +74,15 @@ class State:
         """``served`` is the champion from now on: what was measured of the old one is void."""
         self.champion, self.champion_event, self.champion_since = served.version, self.events, since
         self.prequential.restart()
-        self.watch.rearm()
+        self.watch.rearm(served.encoder)
         self.restart_online(served)
+
+    def know_regime(self, signature: Signature) -> None:
+        """The champion is at home in this regime; an alarm may find that it came back."""
+        if self.champion is not None:
+            self.regimes[self.champion] = signature
+        while len(self.regimes) > KNOWN_REGIMES:
+            del self.regimes[next(iter(self.regimes))]
 
     def restart_online(self, served: Served) -> None:
         """The online head goes on from the champion's head, in the daemon's class indices."""
@@ -129,6 +140,7 @@ class State:
             "regime_event": self.regime_event,
             "learned_event": self.learned_event,
             "taught": self.taught,
+            "regimes": list(self.regimes),
             "promotions": self.promotions,
             "failed": self.failed,
         }
@@ -142,6 +154,8 @@ class State:
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
+        for version, signature in self.regimes.items():
+            parts |= prefixed(f"regimes/{version}", signature.arrays())
         return parts
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -181,6 +195,10 @@ class State:
         self.regime_event = values.get("regime_event", 0)
         self.learned_event = values.get("learned_event", self.events)
         self.taught = values.get("taught", 0)
+        self.regimes = {
+            version: Signature.from_arrays(under(f"regimes/{version}", arrays))
+            for version in values.get("regimes", ())
+        }
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ class Watch:
     def __init__(self, config: DriftConfig, settle_events: int) -> None:
         self.config = config
         self.settle_events = settle_events
+        self.space = ""
         self.monitors: Monitors | None = None
         self.reference: Reference | None = None
         self.signals: list[Signal] = []
@@ -70,8 +72,21 @@ class Watch:
             self._arm(Observations.join(self._gathered))
         return []
 
-    def rearm(self) -> None:
-        """Forget what normal was: the next events are the new reference."""
+    def distances(self) -> list[dict[str, object]]:
+        """How far each detector is from an alarm, as plain values with a sentence."""
+        if self.monitors is None:
+            return []
+        return [
+            {**asdict(distance), "sentence": distance.sentence()}
+            for distance in self.monitors.distances()
+        ]
+
+    def rearm(self, space: str = "") -> None:
+        """Forget what normal was: the next events are the new reference.
+
+        ``space`` names the champion's encoder: regimes are compared within one.
+        """
+        self.space = space or self.space
         self.monitors = self.reference = None
         self.signals = []
         self._gathered = []
@@ -88,7 +103,7 @@ class Watch:
         return Observations.join(self._gathered) if self._gathered else None
 
     def _arm(self, gathered: Observations) -> None:
-        reference = Reference.of(gathered, self.config.reference_events)
+        reference = Reference.of(gathered, self.config.reference_events, self.space)
         monitors = Monitors(self.config)
         monitors.fit(reference)
         self.monitors, self.reference = monitors, reference
@@ -101,7 +116,10 @@ class Watch:
 
     def state(self) -> Arrays:
         """Plain arrays, for the checkpoint."""
-        arrays: Arrays = {"armed": np.array(self.armed)}
+        arrays: Arrays = {
+            "armed": np.array(self.armed),
+            "space": np.frombuffer(self.space.encode(), dtype=np.uint8),
+        }
         if self.monitors is not None and self.reference is not None:
             arrays |= prefixed("reference", self.reference.arrays())
             arrays |= prefixed("monitors", self.monitors.state())
@@ -112,7 +130,7 @@ class Watch:
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on exactly where `state` was taken; with changed settings, from the reference."""
-        self.rearm()
+        self.rearm(state["space"].tobytes().decode() if "space" in state else "")
         for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
             if columns := under(name, state):
                 batches.append(Observations.from_arrays(columns))

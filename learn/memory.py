@@ -7,7 +7,7 @@ no restart and no second reading can move an event from judging to training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,13 @@ class Memory:
             wanted &= ~self._judges()
         found = self._recent.take(wanted)
         return found.take(np.arange(max(0, len(found) - limit), len(found)))
+
+    def numbered(self, arrivals: Sequence[int]) -> Examples:
+        """The recent events of these numbers, in that order; those not in memory are left out."""
+        self._settle()
+        place = {number: i for i, number in enumerate(self._recent.arrivals.tolist())}
+        found = [place[number] for number in arrivals if number in place]
+        return self._recent.take(np.array(found, dtype=np.int64))
 
     def training_set(self, since: int, replay: int, replay_weight: float, seed: int) -> Examples:
         """Events from arrival ``since`` on at weight 1, and a sample of older ones for replay.

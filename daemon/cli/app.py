@@ -47,6 +47,7 @@ COMMANDS = {
     "resume": "moves",
     "refresh": "moves",
     "journal": "journal",
+    "explain": "explain",
 }
 
 

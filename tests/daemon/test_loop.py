@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from daemon.checkpoint import CheckpointStore
+from daemon.cli.app import run
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, open_dead_letters
 from daemon.loop import Loop
@@ -122,6 +123,39 @@ def test_the_old_version_comes_back_with_its_regime(config, tmp_path):
         for r in rows
         if r.kind == "refresh-started" and BACK < r.fields["event"] < verdict.fields["event"]
     ]
+
+
+def test_an_alarm_is_explained_long_after(config, tmp_path, capsys):
+    write_stream(tmp_path, 4000)
+    loop = make_loop(config)
+    loop.start()
+    loop.run(threading.Event())
+    told = [d["sentence"] for d in loop.status()["drift"]["distances"]]
+    loop.close("the test is over")
+    assert [line.split()[0] for line in told] == list(config.drift.detectors)
+    place = ["--registry", str(tmp_path / "registry")]
+    alarms = list(loop.registry.journal.rows(kinds=["alarm"]))
+
+    assert run(["explain", str(alarms[0].seq), *place]) == 0
+    shown = capsys.readouterr().out
+    assert "concept: errors rose" in shown
+    assert "raised by" in shown
+    assert "class with more errors" in shown
+    assert "event that shows it" in shown
+    assert alarms[0].fields["examples"][0]["id"] in shown
+    assert "incident-closed" in shown
+
+    assert run(["explain", "--json", *place]) == 0
+    last = json.loads(capsys.readouterr().out)
+    assert last["seq"] == alarms[-1].seq
+    assert last["diagnosis"]["errors"][0]["class"] in ("yes", "no")
+    # The old regime came back: the alarm says which version was at home in it.
+    assert last["diagnosis"]["recurrence"]["version"] == "v0001"
+
+    assert run(["explain", "99999", *place]) == 3
+    assert "no alarm 99999" in capsys.readouterr().err
+    assert run(["explain", "--why-not", *place]) == 3
+    assert "no daemon answers" in capsys.readouterr().err
 
 
 def test_the_head_is_refitted_as_the_regime_grows(config):
