@@ -4,6 +4,7 @@ Knows arrays; knows neither Kafka nor torch, and imports no other room. In the o
 
     Reference   what normal is: the events a version was proven on, and their signature
     Monitors    the detectors of a DriftConfig on one budget: fit, observe, state, distances
+    AccuracyEstimate  accuracy from calibrated confidence, while labels are on their way
     diagnose    the signals of an alarm and recent events -> Diagnosis: kind, damage, onset, why
     Signature   a regime in a few numbers; finds the known regime that came back
 
@@ -13,6 +14,7 @@ Detectors live in ``concept/``, ``covariate/`` and ``label/``, one file each, be
 from drift.config import DriftConfig
 from drift.diagnosis import Diagnosis, diagnose
 from drift.ensemble import Distance, Monitors, SettingsChanged
+from drift.estimate import AccuracyEstimate
 from drift.reference import Reference
 from drift.signal import (
     UNLABELLED,
@@ -29,6 +31,7 @@ from drift.signature import Signature
 
 __all__ = [
     "UNLABELLED",
+    "AccuracyEstimate",
     "Detector",
     "Diagnosis",
     "Distance",

@@ -10,10 +10,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FeatureMeasure = Literal["ks", "psi", "wasserstein", "jensen_shannon"]
 DetectorName = Literal[
     "error_rate",
     "embedding",
     "class_mix",
+    "answers",
+    "features",
+    "mmd",
+    "classifier",
+    "reconstruction",
     "adwin",
     "ddm",
     "eddm",
@@ -37,10 +43,18 @@ class DriftConfig(BaseModel):
         "a tenfold budget delays a detection by only about a quarter.",
     )
     detectors: tuple[DetectorName, ...] = Field(
-        default=("error_rate", "embedding", "class_mix"),
+        default=("error_rate", "features", "embedding", "class_mix"),
         min_length=1,
-        description="Which detectors run. The three defaults cover P(y|x), P(x) and P(y), and only "
-        "they keep the budget; the others are river's, at river's own settings.",
+        description="Which detectors run. The four defaults cover P(y|x), P(x) and P(y); "
+        "`features` runs where there is a table. `mmd`, `classifier` and `reconstruction` look at "
+        "P(x) in other ways, `answers` sees label shift where labels come late; the others are "
+        "river's, on the same errors as `error_rate`. All that run share the budget, so each more "
+        "delays the rest a little.",
+    )
+    river_defaults: bool = Field(
+        default=False,
+        description="Run river's detectors exactly at river's own settings, outside of the budget. "
+        "Off: each is calibrated to the budget at the reference's error rate.",
     )
     reference_events: int = Field(
         default=4_000,
@@ -102,6 +116,41 @@ class DriftConfig(BaseModel):
         le=65_536,
         description="The longest stretch of recent events compared with the reference (shorter "
         "ones, halving down to 32, are compared as well). 2,048 find a topic at 5 % of traffic.",
+    )
+    feature_measure: FeatureMeasure = Field(
+        default="ks",
+        description="How far a numeric column is from the reference's. `ks` needs no tuning and "
+        "is not fooled by outliers; `wasserstein` finds shifts sooner where outliers matter; `psi` "
+        "and `jensen_shannon` see any change of shape, and need more events for the shift of a "
+        "smooth column. Categories: chi-square.",
+    )
+    feature_floor: float = Field(
+        default=0.05,
+        ge=0,
+        description="Columns that differ by no more than if their mean had shifted by this many "
+        "standard deviations raise no more alarms than none at all. 0.05, as `embedding_floor`: a "
+        "difference of 0.02 between distribution functions, or 2.5 points of an even category.",
+    )
+    mmd_floor: float = Field(
+        default=0.02,
+        ge=0,
+        description="Discrepancies up to this many standard deviations of an event, in the "
+        "kernel's space, raise no more alarms than none at all. 0.02: about 2 % of the traffic "
+        "gone to a place of its own.",
+    )
+    classifier_floor: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="The smallest rise of the share of new events which the classifier calls "
+        "recent that is looked for (half of them is chance). Half of it never adds up to an alarm. "
+        "0.05: a shift of 0.13 standard deviations along the best direction.",
+    )
+    reconstruction_floor: float = Field(
+        default=0.05,
+        ge=0,
+        description="Shifts of the mean log reconstruction error up to this many standard "
+        "deviations raise no more alarms than none at all. 0.05, as `embedding_floor`.",
     )
     same_regime: float = Field(
         default=0.1,

@@ -5,7 +5,7 @@ and explains it, for the journal, the policy and a person.
 
 The rule for the kind, in words:
 
-1. The inputs moved, that is the embeddings or the mix of answers: covariate drift. Unless the
+1. The inputs moved, that is embeddings, features or the mix of answers: covariate drift. Unless the
    class mix moved as well and, class by class, the inputs are what they were: then more of some
    class came in, and it is label drift.
 2. The inputs did not move, but the class mix did: label drift. Unless errors rose by more than the
@@ -42,6 +42,7 @@ from drift.measures import (
 from drift.reference import Reference
 from drift.signal import Kind, Observations, Signal
 from drift.signature import Signature
+from drift.slices import FeatureChange, SliceChange, feature_changes, slice_changes
 from drift.subspace import Subspace, usable
 
 # One in a thousand under chance, one-sided.
@@ -106,8 +107,10 @@ class Diagnosis:
     severity: 0 to 1; the share of the model's right answers that was lost, or without labels how
     little the embeddings overlap with the reference's (``severity_from`` says which).
     accuracy_lost: as a share (0.05 is five points), with a 95 % interval; None without labels.
+    shape: abrupt, gradual or unclear, or recurring when it is a known regime come back.
     examples: positions in the recent events that show the drift best. measures: each test's score
-    (standard deviations away from chance) and effect. rule: why this kind.
+    (standard deviations away from chance) and effect. rule: why this kind. features, slices: of a
+    table, which columns moved, and on which events errors rose more than on the rest.
     """
 
     kind: Kind
@@ -124,6 +127,8 @@ class Diagnosis:
     alarms: tuple[str, ...]
     rule: str
     recurrence: Recurrence | None = None
+    features: tuple[FeatureChange, ...] = ()
+    slices: tuple[SliceChange, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Plain dicts, lists, numbers and strings."""
@@ -153,7 +158,15 @@ class Diagnosis:
             parts.append(
                 f"{name(top.label)} went from {top.reference:.0%} to {top.recent:.0%} of traffic"
             )
-        if self.errors and self.damage:
+        if self.features and self.kind == "covariate":
+            moved = self.features[0]
+            parts.append(f"{moved.name}: {moved.description}")
+        if self.slices and self.damage:
+            part = self.slices[0]
+            parts.append(
+                f"worst where {part.where}: {part.recent:.0%} wrong (was {part.reference:.0%})"
+            )
+        elif self.errors and self.damage:
             worst = self.errors[0]
             was = "" if worst.reference is None else f" (was {worst.reference:.0%})"
             parts.append(f"worst on {name(worst.label)}: {worst.recent:.0%} wrong{was}")
@@ -180,8 +193,12 @@ def diagnose(
     view = _View.of(reference.observations, recent)
     start = _onset(view, {signal.kind for signal in alarmed})
     seen = view.since(start)
+    since = recent.take(slice(start, None))
 
     measures = _measure(view, seen)
+    strongest, features = feature_changes(reference.observations, since)
+    if strongest is not None:
+        measures["features"] = strongest
     alarms: set[Kind] = {signal.kind for signal in alarmed}
     kind, rule = _kind(measures, alarmed)
     # A detector that alarmed has tested more events, or tested more sharply, than is done here.
@@ -191,6 +208,7 @@ def diagnose(
     if lost is None:
         damage = False
     manner, examples = _manner(view, seen, kind)
+    recurrence = _recurrence(reference, since, known, same_regime)
     time = float(recent.times[start]) if start < len(recent) else math.nan
     return Diagnosis(
         kind=kind,
@@ -199,14 +217,16 @@ def diagnose(
         severity_from=severity_from,
         accuracy_lost=lost,
         onset=Onset(len(recent) - start, time if math.isfinite(time) else None, start == 0),
-        shape=manner,
+        shape="recurring" if recurrence is not None and recurrence.same else manner,
         shares=_share_changes(view, seen),
         errors=_error_changes(view, seen),
         examples=examples,
         measures=measures,
         alarms=tuple(signal.detector for signal in alarmed),
         rule=rule,
-        recurrence=_recurrence(reference, recent.take(slice(start, None)), known, same_regime),
+        recurrence=recurrence,
+        features=features,
+        slices=slice_changes(reference.observations, since),
     )
 
 
@@ -398,6 +418,7 @@ def _kind(measures: Mapping[str, Measure], alarmed: Sequence[Signal]) -> tuple[K
     inputs = (
         "covariate" in alarms
         or _moved(measures.get("inputs"), SMALLEST_SHIFT)
+        or _moved(measures.get("features"), SMALLEST_SHIFT)
         or _moved(measures.get("answers"), SMALLEST_MIX)
     )
     labels = "label" in alarms or _moved(measures.get("labels"), SMALLEST_MIX)

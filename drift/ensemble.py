@@ -7,7 +7,7 @@ into the checkpoint. It measures; what to do about an alarm is decided elsewhere
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,8 +21,15 @@ from drift.concept.hddm_a import HDDMA
 from drift.concept.hddm_w import HDDMW
 from drift.concept.kswin import KSWIN
 from drift.concept.page_hinkley import PageHinkley
+from drift.concept.replayed import ReplayedDetector
+from drift.concept.run_length import BudgetOutOfReach
 from drift.config import DriftConfig
+from drift.covariate.classifier import ClassifierShift
 from drift.covariate.embedding import EmbeddingShift
+from drift.covariate.features import FeatureShift
+from drift.covariate.mmd import KernelShift
+from drift.covariate.reconstruction import ReconstructionError
+from drift.label.answers import Answers
 from drift.label.class_mix import ClassMix
 from drift.reference import Reference
 from drift.signal import (
@@ -73,13 +80,68 @@ def _class_mix(config: DriftConfig, budget: int) -> Detector:
     )
 
 
-# Those that keep the budget share it; river's run at their own settings.
+def _answers(config: DriftConfig, budget: int) -> Detector:
+    return Answers(
+        budget,
+        floor=config.mix_floor,
+        minimum=config.reference_minimum,
+        baseline_events=config.baseline_events,
+    )
+
+
+def _features(config: DriftConfig, budget: int) -> Detector:
+    return FeatureShift(
+        budget,
+        measure=config.feature_measure,
+        floor=config.feature_floor,
+        window=config.embedding_window,
+        minimum=config.reference_minimum,
+        baseline_events=config.baseline_events,
+    )
+
+
+def _mmd(config: DriftConfig, budget: int) -> Detector:
+    return KernelShift(
+        budget,
+        floor=config.mmd_floor,
+        window=config.embedding_window,
+        minimum=config.reference_minimum,
+        baseline_events=config.baseline_events,
+    )
+
+
+def _classifier(config: DriftConfig, budget: int) -> Detector:
+    return ClassifierShift(
+        budget,
+        floor=config.classifier_floor,
+        directions=config.embedding_directions,
+        minimum=config.reference_minimum,
+    )
+
+
+def _reconstruction(config: DriftConfig, budget: int) -> Detector:
+    return ReconstructionError(
+        budget,
+        floor=config.reconstruction_floor,
+        directions=config.embedding_directions,
+        window=config.embedding_window,
+        minimum=config.reference_minimum,
+        baseline_events=config.baseline_events,
+    )
+
+
 CALIBRATED: dict[str, Callable[[DriftConfig, int], Detector]] = {
     "error_rate": _error_rate,
     "embedding": _embedding,
     "class_mix": _class_mix,
+    "answers": _answers,
+    "features": _features,
+    "mmd": _mmd,
+    "classifier": _classifier,
+    "reconstruction": _reconstruction,
 }
-AS_THEY_ARE: dict[str, Callable[[], Detector]] = {
+# On the same budget, or at river's own settings if the configuration says so.
+RIVER: dict[str, type[ReplayedDetector]] = {
     "adwin": ADWIN,
     "ddm": DDM,
     "eddm": EDDM,
@@ -117,39 +179,39 @@ class Distance:
 class Monitors:
     """The configured detectors, in the configured order.
 
-    ``m`` calibrated detectors each get ``m`` times the events for one false alarm, so that all
-    together keep the budget however they depend on one another (Bonferroni).
+    ``m`` calibrated detectors that run each get ``m`` times the events for one false alarm, so that
+    all together keep the budget however they depend on one another (Bonferroni).
     """
 
     def __init__(self, config: DriftConfig | None = None) -> None:
         self.config = config or DriftConfig()
-        names = dict.fromkeys(self.config.detectors)
-        budget = self.config.false_alarm * sum(name in CALIBRATED for name in names)
-        self.detectors: tuple[Detector, ...] = tuple(
-            CALIBRATED[name](self.config, budget) if name in CALIBRATED else AS_THEY_ARE[name]()
-            for name in names
-        )
+        self.detectors = self._sharing(())
         #: Why a detector does not run, by its name; empty when all do.
         self.waiting: dict[str, str] = {d.name: NOT_FITTED for d in self.detectors}
 
     def fit(self, reference: Reference | Observations) -> None:
         """Fit every detector, and forget what was observed before.
 
-        A detector for which the reference is too small (say, of labels) waits, and its signals say
-        why. Raises NotEnoughReference when that is all of them.
+        A detector for which the reference is too small (say, of labels), or which cannot keep the
+        budget, waits, and its signals say why; the others share the budget without it. Raises that
+        reason when it is all of them.
         """
         if isinstance(reference, Reference):
             reference = reference.observations
         waiting: dict[str, str] = {}
-        refusal: NotEnoughReference | None = None
-        for detector in self.detectors:
+        while True:
+            detectors = self._sharing(waiting)
             try:
-                detector.fit(reference)
-            except NotEnoughReference as error:
-                waiting[detector.name], refusal = str(error), error
-        if refusal is not None and len(waiting) == len(self.detectors):
-            raise refusal
-        self.waiting = waiting
+                for detector in detectors:
+                    if detector.name not in waiting:
+                        detector.fit(reference)
+            except (NotEnoughReference, BudgetOutOfReach) as refusal:
+                waiting[detector.name] = str(refusal)
+                if len(waiting) == len(detectors):
+                    raise
+            else:
+                break
+        self.detectors, self.waiting = detectors, waiting
 
     def observe(self, batch: Observations) -> list[Signal]:
         """One signal from each detector, in order.
@@ -210,6 +272,7 @@ class Monitors:
                 "Fit the monitors on the version's reference again; what they had gathered is lost."
             )
         self.waiting = cast("dict[str, str]", json.loads(state["waiting"].tobytes()))
+        self.detectors = self._sharing(self.waiting)
         for detector in self.detectors:
             if detector.name not in self.waiting:
                 prefix = f"{detector.name}."
@@ -220,6 +283,20 @@ class Monitors:
                         if key.startswith(prefix)
                     }
                 )
+
+    def _sharing(self, waiting: Collection[str]) -> tuple[Detector, ...]:
+        """New detectors, the budget shared among those that are not waiting."""
+        config = self.config
+        names = dict.fromkeys(config.detectors)
+        free = RIVER.keys() if config.river_defaults else ()
+        sharing = sum(name not in free and name not in waiting for name in names)
+        budget = config.false_alarm * max(1, sharing)
+        return tuple(
+            CALIBRATED[name](config, budget)
+            if name in CALIBRATED
+            else RIVER[name](None if name in free else budget, minimum=config.reference_minimum)
+            for name in names
+        )
 
 
 NOTHING = Observations(

@@ -1,7 +1,7 @@
 """Runs e-processes over a stream: fixed blocks, a baseline that goes on learning, a ratchet.
 
 `eprocess` has the arithmetic; here is what must be remembered between batches, as plain arrays.
-`concept.error_rate` and `label.class_mix` each own one `Watch` and give its findings a meaning.
+`concept.error_rate` and `label.mix` each own one `Watch` and give its findings a meaning.
 """
 
 from __future__ import annotations

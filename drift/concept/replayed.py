@@ -1,4 +1,7 @@
-"""River's drift detectors as they are, behind the `Detector` contract.
+"""River's drift detectors behind the `Detector` contract, on the false-alarm budget.
+
+Each has one parameter that says how sensitive it is: `fit` reads off `RunLengths`, measured once,
+what the budget asks for at the reference's error rate.
 
 River keeps no state that could be stored without pickle. But each of its detectors starts afresh
 after a drift, so it is a function of the errors since then: those bits are the state, and
@@ -12,7 +15,16 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.signal import Kind, NotFitted, Observations, Signal, State
+from drift.concept.run_length import BudgetOutOfReach, RunLengths
+from drift.measures import wilson
+from drift.signal import (
+    Kind,
+    NotEnoughReference,
+    NotFitted,
+    Observations,
+    Signal,
+    State,
+)
 
 
 class RiverDetector(Protocol):
@@ -27,15 +39,21 @@ class RiverDetector(Protocol):
 class ReplayedDetector:
     """One of river's detectors on the model's errors (1 wrong, 0 right).
 
-    It runs at river's default settings, so the false-alarm budget does not bind it. What is added:
-    a change that is a *fall* of the error rate restarts the detector without an alarm. Score:
-    1 for a drift, 0.5 for river's warning zone, 0 otherwise; the threshold is 1. Evidence:
-    ``events`` (labelled events of this batch), ``remembered`` (errors since the last restart),
-    ``rate`` (their mean).
+    At most one false alarm per ``false_alarm`` labelled events, as far as measuring can tell (no
+    proof stands behind it); without a ``false_alarm`` it runs at river's own setting, wherever that
+    leads. All other parameters are river's. What is added: where river looks for changes both ways,
+    a *fall* of the error rate restarts the detector without an alarm. Score: 1 for a drift, 0.5 for
+    river's warning zone, 0 otherwise; the threshold is 1. Evidence: ``setting`` (the parameter and
+    its value), ``events`` (labelled events of this batch), ``remembered`` (errors since the last
+    restart), ``rate`` (their mean).
     """
 
     name: str
     kind: Kind = "concept"
+    #: The parameter that says how sensitive the detector is, and its value in river.
+    parameter: ClassVar[str]
+    default: ClassVar[float]
+    run_lengths: ClassVar[RunLengths]
     # How many of the reference's labelled events warm the detector up.
     warm_up: ClassVar[int] = 1_000
     # The longest run of errors that is remembered: 8 KiB as bits, replayed in under a second. On
@@ -43,27 +61,39 @@ class ReplayedDetector:
     # that neither batches nor restarts make a difference.
     longest_tail: ClassVar[int] = 65_536
 
-    def __init__(self) -> None:
+    def __init__(self, false_alarm: int | None = 20_000, *, minimum: int = 200) -> None:
+        self._false_alarm = false_alarm
+        self._minimum = minimum
+        self._setting = self.default
         self._tail = bytearray()
-        self._detector = self.create()
+        self._detector = self.create(self._setting)
         self._fitted = False
         self._standing = 0.0
         self._seen = 0
 
-    def create(self) -> RiverDetector:
-        """A new detector of river's."""
+    def create(self, setting: float) -> RiverDetector:
+        """A new detector of river's, its parameter set."""
         raise NotImplementedError
 
-    def recent(self) -> int:
-        """How many of the last observations the detector takes for the new regime."""
-        return min(100, max(1, len(self._tail) // 2))
+    def recent(self) -> int | None:
+        """How many of the last observations a detector of changes both ways takes for new.
+
+        None: it looks for rises only.
+        """
+        return None
 
     def fit(self, reference: Observations) -> None:
-        """Warm up on the reference's last labelled events; any length will do."""
+        """Choose the setting, and warm up on the reference's last labelled events.
+
+        At river's own setting any length will do. Otherwise raises NotEnoughReference with fewer
+        labelled events than ``minimum``, and BudgetOutOfReach when no setting keeps the budget.
+        """
+        errors = reference.errors
+        self._setting = self._calibrated(int(errors.sum()), len(errors))
         self._restart()
         self._seen = 0
         self._fitted = True
-        for error in reference.errors[-self.warm_up :].tolist():
+        for error in errors[-self.warm_up :].tolist():
             self._step(int(error))
         self._standing = 0.0
 
@@ -82,6 +112,7 @@ class ReplayedDetector:
         evidence = {
             "seen": self._seen,
             "at": at,
+            "setting": {self.parameter: self._setting},
             "events": len(labelled),
             "remembered": len(self._tail),
             "rate": sum(self._tail) / len(self._tail) if self._tail else None,
@@ -94,6 +125,7 @@ class ReplayedDetector:
         return {
             "tail": np.packbits(np.frombuffer(self._tail, dtype=np.uint8)),
             "length": np.array(len(self._tail), dtype=np.int64),
+            "setting": np.array(self._setting),
             "fitted": np.array(self._fitted),
             "standing": np.array(self._standing),
             "seen": np.array(self._seen, dtype=np.int64),
@@ -101,11 +133,23 @@ class ReplayedDetector:
 
     def restore(self, state: State) -> None:
         """Replay the errors kept in ``state``."""
+        self._setting = float(state["setting"].item())
         bits: NDArray[np.uint8] = np.asarray(state["tail"], dtype=np.uint8)
         self._replay(bytearray(np.unpackbits(bits, count=int(state["length"].item())).tobytes()))
         self._fitted = bool(state["fitted"].item())
         self._standing = float(state["standing"].item())
         self._seen = int(state["seen"].item())
+
+    def _calibrated(self, wrong: int, events: int) -> float:
+        if self._false_alarm is None:
+            return self.default
+        if events < self._minimum:
+            raise NotEnoughReference(self.name, self._minimum, events, "labelled events")
+        setting = self.run_lengths.setting(self._false_alarm, wilson(wrong, events))
+        if setting is None:
+            longest = self.run_lengths.at(wilson(wrong, events))[-1]
+            raise BudgetOutOfReach(self.name, self._false_alarm, int(longest), wrong / events)
+        return setting
 
     def _step(self, error: int) -> float:
         """Take in one error; the score after it."""
@@ -123,7 +167,10 @@ class ReplayedDetector:
         return score
 
     def _risen(self) -> bool:
-        recent = min(self.recent(), len(self._tail) - 1)
+        window = self.recent()
+        if window is None:
+            return True
+        recent = min(window, len(self._tail) - 1)
         if recent < 1:
             return bool(self._tail[-1])
         errors = np.frombuffer(bytes(self._tail), dtype=np.uint8)
@@ -131,7 +178,7 @@ class ReplayedDetector:
 
     def _restart(self) -> None:
         self._tail = bytearray()
-        self._detector = self.create()
+        self._detector = self.create(self._setting)
 
     def _replay(self, tail: bytearray) -> None:
         """Rebuild the detector from ``tail``; a drift inside of it restarts without an alarm."""

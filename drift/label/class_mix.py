@@ -1,152 +1,21 @@
 """The mix of labels moved: one class more or less frequent, or a class never seen before.
 
-The default label detector. One column of `watch.Watch` for each class of the reference and one for
-all others together, with bets on rises and falls of each.
+The default label detector: `mix.Mix` on the labels that have arrived.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from drift.eprocess import Baseline, Bets, Floats, Integers
-from drift.signal import Kind, NotEnoughReference, NotFitted, Observations, Signal, State
-from drift.watch import Watch
-
-# Bets on changes of the floor times 1, 2, 4, 8: 0.05 to 0.4. Finer steps cost what they gain.
-STEPS = 4
-# How many movers, and how many unknown classes, the evidence names.
-NAMED = 5
+from drift.eprocess import Integers
+from drift.label.mix import Mix
+from drift.signal import Observations
 
 
-class ClassMix:
-    """E-detector for a change of the class frequencies, with a learned baseline.
-
-    At most one false alarm per ``false_alarm`` labelled events on average (`eprocess` says why and
-    for what). A change of many classes shows in the one that moved most. A class the reference
-    never saw starts from the frequency at which unseen classes were to be expected (Good and
-    Turing's estimate), so that three or four of its events in a hundred are an alarm.
-
-    Score and threshold are ``log(1 + evidence)``, in nats. Evidence: ``moved`` (the likeliest
-    classes: ``class``, -1 for unseen ones together, with its ``reference_share`` and ``share``),
-    ``unseen`` (class indices the reference lacks, last seen last), ``events`` (labelled, of this
-    batch), ``learned_from`` (events behind the baseline).
-    """
+class ClassMix(Mix):
+    """E-detector for a change of the label frequencies; ``false_alarm`` counts labelled events."""
 
     name = "class_mix"
-    kind: Kind = "label"
+    what = "labelled events"
 
-    def __init__(
-        self,
-        false_alarm: int = 20_000,
-        *,
-        floor: float = 0.05,
-        minimum: int = 200,
-        baseline_events: int = 50_000,
-    ) -> None:
-        self._false_alarm = false_alarm
-        self._floor = floor
-        self._minimum = minimum
-        self._baseline_events = baseline_events
-        self._classes: Integers = np.zeros(0, dtype=np.int64)
-        self._watch: Watch | None = None
-        self._unseen: list[int] = []
-        self._seen = 0
-
-    def fit(self, reference: Observations) -> None:
-        """Take the reference's class frequencies for the baseline.
-
-        Raises NotEnoughReference with fewer labelled events than ``minimum``.
-        """
-        labels = reference.labels[reference.labelled]
-        if len(labels) < self._minimum:
-            raise NotEnoughReference(self.name, self._minimum, len(labels), "labelled events")
-        self._classes, counts = np.unique(labels, return_counts=True)
-        shares = np.append(counts, 0) / len(labels)
-        self._watch = self._create(shares)
-        # Half an event each way (Krichevsky and Trofimov); for unseen classes, as many as there
-        # are classes seen once.
-        yes = np.append(counts, (counts == 1).sum()) + 0.5
-        self._watch.begin(Baseline(yes.astype(np.float64), len(labels) + 1.0))
-        self._unseen = []
-        self._seen = 0
-
-    def observe(self, batch: Observations) -> Signal:
-        """Take in the batch's labels, in order."""
-        if self._watch is None:
-            raise NotFitted(f"{self.name}: call fit with a reference first")
-        labelled = np.flatnonzero(batch.labelled)
-        labels = batch.labels[labelled]
-        columns = np.minimum(np.searchsorted(self._classes, labels), len(self._classes) - 1)
-        known = self._classes[columns] == labels
-        columns = np.where(known, columns, len(self._classes))
-        for label in dict.fromkeys(labels[~known].tolist()):
-            self._unseen = [*(c for c in self._unseen if c != label), label][-NAMED:]
-        found = self._watch.take(columns)
-        seen, self._seen = self._seen, self._seen + len(batch)
-        return self._watch.signal(
-            self.name,
-            self.kind,
-            found,
-            seen,
-            labelled,
-            moved=self._moved(self._watch, found.evidence, found.rates),
-            unseen=list(self._unseen),
-        )
-
-    def state(self) -> State:
-        """Plain arrays: some 200 bytes a class, whatever has been observed."""
-        if self._watch is None:
-            return {}
-        return {
-            **self._watch.state(),
-            "classes": self._classes.copy(),
-            "weights": self._watch.bets.weights.copy(),
-            "unseen": np.array(self._unseen, dtype=np.int64),
-            "seen": np.array(self._seen, dtype=np.int64),
-        }
-
-    def restore(self, state: State) -> None:
-        """Go on exactly where `state` was taken."""
-        if not state:
-            self._watch = None
-            return
-        self._classes = np.array(state["classes"], dtype=np.int64)
-        weights = np.array(state["weights"], dtype=np.float64)
-        self._watch = self._over(Bets(self._shifts(len(weights)), weights))
-        self._watch.restore(state)
-        self._unseen = [int(label) for label in state["unseen"].tolist()]
-        self._seen = int(state["seen"].item())
-
-    def _create(self, shares: Floats) -> Watch:
-        shifts = self._shifts(len(shares))
-        # A class cannot lose more than its share, nor can all of them together.
-        possible = (shifts > 0) | (shares[:, None] + shifts > 0)
-        # One class alone has nothing to lose to, and its rise is nothing at all.
-        possible &= (shares[:, None] < 1) | (shifts < 0)
-        return self._over(Bets(shifts, possible / possible.sum()))
-
-    def _over(self, bets: Bets) -> Watch:
-        return Watch(
-            bets, threshold=float(self._false_alarm), learn_until=float(self._baseline_events)
-        )
-
-    def _shifts(self, columns: int) -> Floats:
-        sizes = self._floor * 2.0 ** np.arange(STEPS)
-        return np.tile(np.concatenate([sizes, -sizes]), (columns, 1))
-
-    def _moved(self, watch: Watch, evidence: Floats, rates: Floats) -> list[dict[str, object]]:
-        """The columns with the most evidence, and the share that each seems to have now."""
-        weights = watch.bets.weights * evidence
-        totals = weights.sum(axis=1)
-        names: NDArray[np.int64] = np.append(self._classes, -1)
-        shares = (weights * watch.bets.alternatives(rates)).sum(axis=1)
-        return [
-            {
-                "class": int(names[column]),
-                "reference_share": float(rates[column]),
-                "share": float(shares[column] / totals[column]),
-            }
-            for column in np.argsort(totals)[::-1][:NAMED].tolist()
-            if totals[column] > 0
-        ]
+    def classes_of(self, observations: Observations) -> Integers:
+        """The labels; events without one do not count."""
+        return observations.labels

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from drift.concept.adwin import ADWIN
 from drift.concept.ddm import DDM
@@ -18,8 +19,15 @@ from drift.concept.hddm_a import HDDMA
 from drift.concept.hddm_w import HDDMW
 from drift.concept.kswin import KSWIN
 from drift.concept.page_hinkley import PageHinkley
-from drift.covariate import EmbeddingShift
-from drift.label import ClassMix
+from drift.covariate import (
+    ClassifierShift,
+    EmbeddingShift,
+    FeatureShift,
+    KernelShift,
+    ReconstructionError,
+)
+from drift.features import Features
+from drift.label import Answers, ClassMix
 from drift.signal import Detector, NotFitted, Observations, Signal
 
 # A short budget makes alarms frequent: the places where state is reset are what is to be tested.
@@ -27,14 +35,23 @@ MAKERS: dict[str, Callable[[], Detector]] = {
     "error_rate": lambda: ErrorRate(300, baseline_events=1_500, rebase_events=200),
     "embedding": lambda: EmbeddingShift(400, window=256, baseline_events=900),
     "class_mix": lambda: ClassMix(300, baseline_events=1_500),
-    "adwin": ADWIN,
-    "ddm": DDM,
-    "eddm": EDDM,
-    "hddm_a": HDDMA,
-    "hddm_w": HDDMW,
-    "page_hinkley": PageHinkley,
-    "kswin": KSWIN,
+    "answers": lambda: Answers(300, baseline_events=1_500),
+    "features": lambda: FeatureShift(400, window=256, baseline_events=900),
+    "features_psi": lambda: FeatureShift(400, measure="psi", window=256, baseline_events=900),
+    "mmd": lambda: KernelShift(400, window=256, baseline_events=900),
+    "classifier": lambda: ClassifierShift(400),
+    "reconstruction": lambda: ReconstructionError(400, window=256, baseline_events=900),
+    "adwin": lambda: ADWIN(300),
+    "ddm": lambda: DDM(300),
+    "eddm": lambda: EDDM(300),
+    "hddm_a": lambda: HDDMA(300),
+    "hddm_w": lambda: HDDMW(300),
+    "page_hinkley": lambda: PageHinkley(300),
+    "kswin": lambda: KSWIN(300),
+    "adwin_at_river_s": lambda: ADWIN(None),
 }
+# Those that look at no labels see events all the same when none has come.
+LABEL_FREE = ("embedding", "answers", "features", "mmd", "classifier", "reconstruction")
 EVENTS = 1_600
 
 
@@ -45,7 +62,7 @@ class Rebased(HDDMA):
     longest_tail = 256
 
 
-MAKERS["hddm_a_rebased"] = Rebased
+MAKERS["hddm_a_rebased"] = lambda: Rebased(300)
 
 
 @pytest.fixture(params=sorted(MAKERS))
@@ -72,7 +89,13 @@ def history() -> tuple[Observations, Observations]:
             probabilities,
             labels.astype(np.int64),
             np.arange(n, dtype=float),
+            features(rows, moved),
         )
+
+    def features(rows: NDArray[np.float64], moved: float) -> Features:
+        words = np.where(rows[:, 1] > moved, "high", "low").astype(object)
+        words[random.random(len(rows)) < 0.05] = None
+        return {"number": rows[:, 0], "word": words, "same": np.ones(len(rows))}
 
     parts = [
         events(500, 0.3, 0.0, [0.5, 0.3, 0.2]),
@@ -80,12 +103,7 @@ def history() -> tuple[Observations, Observations]:
         events(400, 0.5, 0.6, [0.3, 0.3, 0.4]),
         events(400, 0.25, 0.6, [0.4, 0.2, 0.2, 0.2]),
     ]
-    stream = Observations(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("embeddings", "probabilities", "labels", "times")
-        )
-    )
+    stream = Observations.join(parts)
     return events(700, 0.3, 0.0, [0.5, 0.3, 0.2]), stream
 
 
@@ -209,9 +227,12 @@ def test_inputs_are_not_changed(
     for run, observations in ((make().fit, history[0]), (fitted().observe, history[1])):
         columns = ("embeddings", "probabilities", "labels", "times")
         before = {name: getattr(observations, name).copy() for name in columns}
+        words = {name: column.copy() for name, column in observations.features.items()}
         run(observations)
         for name in columns:
             np.testing.assert_array_equal(getattr(observations, name), before[name])
+        for name, column in words.items():
+            np.testing.assert_array_equal(observations.features[name], column)
 
 
 def test_alarmed_means_that_the_score_reached_the_threshold(
@@ -243,10 +264,14 @@ def test_unlabelled_events_are_no_evidence_about_labels(
 ) -> None:
     detector, stream = fitted(), history[1]
     unlabelled = Observations(
-        stream.embeddings, stream.probabilities, np.full(len(stream), -1), stream.times
+        stream.embeddings,
+        stream.probabilities,
+        np.full(len(stream), -1),
+        stream.times,
+        stream.features,
     )
     signal = detector.observe(unlabelled)
-    if detector.kind == "covariate":
+    if detector.name in LABEL_FREE:
         assert signal.alarmed
     else:
         assert not signal.alarmed
@@ -263,11 +288,14 @@ def test_a_batch_of_nothing_but_nan_is_survived(
             np.full_like(stream.probabilities, value),
             stream.labels,
             np.full_like(stream.times, np.nan),
+            {"number": np.full(len(stream), value)},
         )
         signal = detector.observe(broken)
         assert np.isfinite(signal.score)
         json.dumps(dict(signal.evidence), allow_nan=False)
-        if detector.kind == "covariate":
+        if detector.name == "features":
+            assert signal.evidence["skipped"] == 0  # that all of a column is missing is drift
+        elif detector.kind == "covariate":
             assert not signal.alarmed
             assert signal.evidence["skipped"] == len(stream)
     assert np.isfinite(detector.observe(history[1]).score)
@@ -278,7 +306,11 @@ def test_a_clock_that_jumps_back_makes_no_difference(
 ) -> None:
     stream = history[1]
     backwards = Observations(
-        stream.embeddings, stream.probabilities, stream.labels, stream.times[::-1].copy()
+        stream.embeddings,
+        stream.probabilities,
+        stream.labels,
+        stream.times[::-1].copy(),
+        stream.features,
     )
     assert alarms(fitted(), [backwards]) == alarms(fitted(), [stream])
 
@@ -317,6 +349,7 @@ def test_every_detector_notices_a_collapse(
         np.tile(np.array([[0.8, 0.1, 0.1]], dtype=np.float32), (n, 1)),
         np.full(n, 2),
         np.arange(n, dtype=float),
+        {"number": random.standard_normal(n) + 3},
     )
     detector = make()
     detector.fit(history[0])

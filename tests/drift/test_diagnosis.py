@@ -150,11 +150,14 @@ def test_a_regime_that_came_back_is_recognised(make_world: Callable[..., Any]) -
     diagnosis = diagnose(monitors.observe(back), second, back, known=known)
     assert diagnosis.recurrence is not None
     assert (diagnosis.recurrence.version, diagnosis.recurrence.same) == ("v0001", True)
+    assert diagnosis.shape == "recurring"
+    assert diagnosis.sentence().startswith("Recurring covariate drift")
     assert "v0001 come back" in diagnosis.sentence()
     unknown = world.events(400, mix=[0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.5, 0.0])
     other = diagnose(monitors.observe(unknown), second, unknown, known=known)
     assert other.recurrence is not None
     assert not other.recurrence.same
+    assert other.shape != "recurring"
 
 
 def test_it_is_json(explain: Any) -> None:

@@ -24,9 +24,9 @@ from drift import (
     SettingsChanged,
     Signal,
 )
-from drift.ensemble import AS_THEY_ARE, CALIBRATED
+from drift.ensemble import CALIBRATED, RIVER
 
-ALL = (*CALIBRATED, *AS_THEY_ARE)
+ALL = (*CALIBRATED, *RIVER)
 
 
 def alarms(signals: list[Signal]) -> list[str]:
@@ -91,7 +91,7 @@ def test_state_names_its_detector(world: Any) -> None:
 def test_without_labels_the_embeddings_are_watched_and_the_rest_say_why_not(world: Any) -> None:
     monitors = Monitors()
     monitors.fit(world.events(1_000, labelled=0.0))
-    assert set(monitors.waiting) == {"error_rate", "class_mix"}
+    assert set(monitors.waiting) == {"error_rate", "features", "class_mix"}
     signals = monitors.observe(world.events(200, move=dict.fromkeys(range(4), 3.0)))
     assert alarms(signals) == ["embedding"]
     assert "labelled events" in str(signals[0].evidence["waiting"])
@@ -100,9 +100,9 @@ def test_without_labels_the_embeddings_are_watched_and_the_rest_say_why_not(worl
     restarted = Monitors()
     restarted.restore(monitors.state())
     assert restarted.waiting == monitors.waiting
-    # Labels come in: all of them run.
+    # Labels come in: all of them run that have something to look at.
     monitors.fit(world.events(1_000))
-    assert monitors.waiting == {}
+    assert set(monitors.waiting) == {"features"}
 
 
 def test_a_reference_too_small_for_any_is_refused(world: Any) -> None:
