@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -318,7 +319,7 @@ class Loop:
         if found.champion is not None and (
             self.champion is None or self.champion.version != found.champion
         ):
-            self._swap(found.champion, found.move)
+            self._swap(found.champion, found.champion_move)
         self._generation = generation
 
     def _swap(self, version: str, move: Move | None) -> None:
@@ -398,6 +399,8 @@ class Loop:
         self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
+        for bound, share in self._estimated().items():
+            self.metrics.estimated_accuracy(bound).set(share)
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
@@ -428,6 +431,10 @@ class Loop:
         }
         return {window: value for window, value in values.items() if not np.isnan(value)}
 
+    def _estimated(self) -> dict[str, float]:
+        found = self.state.watch.estimated_accuracy()
+        return asdict(found) if found else {}
+
     def status(self) -> dict[str, Any]:
         """A snapshot of everything an operator asks first, as plain values."""
         state, job = self.state, self.repair.trainer.job
@@ -448,6 +455,7 @@ class Loop:
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
+            "estimated_accuracy": {k: round(v, 4) for k, v in self._estimated().items()} or None,
             "source": {
                 "connected": self.source.connected,
                 "lag_events": self.source.lag(),

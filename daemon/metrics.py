@@ -49,6 +49,11 @@ class Metrics:
         self.accuracy = self._gauge(
             "prequential_accuracy", "Test-then-learn accuracy, 0 to 1.", "window"
         )
+        self.estimated_accuracy = self._gauge(
+            "estimated_accuracy",
+            "Accuracy that the model's confidence promises, labels not looked at.",
+            "bound",
+        )
         self.inference_seconds = self._histogram(
             "inference_seconds", "The daemon's forward pass of one batch.", LATENCY
         )

@@ -699,6 +699,10 @@ class Repair:
         state.promotions.append(time.time())
         self.metrics.promotions(trial.rung).inc()
         self._attempt_ended("promoted", verdict.reason, gain=trial.test.gain)
+        if trial.rung == "recall" and state.incident is not None:
+            # It learned from as many events of its regime in its day as are worth a refit now.
+            had = self.registry.version(trial.version).manifest.lineage.get("examples", 0)
+            state.learned_event = state.incident.onset_event + had
         # The old champion did badly in this regime: it is no candidate for a recall in it.
         state.failed = [champion.version]
         if state.incident is None:

@@ -15,12 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.checkpoint import prefixed, under
-from drift import DriftConfig, Monitors, Observations, Reference, SettingsChanged, Signal
+from drift import (
+    AccuracyEstimate,
+    DriftConfig,
+    Interval,
+    Monitors,
+    NotEnoughReference,
+    Observations,
+    Reference,
+    SettingsChanged,
+    Signal,
+)
 
 log = logging.getLogger("driftd.watch")
 
 # How far back a diagnosis can look for the onset.
 RECENT_EVENTS = 1_500
+# How many of the latest events the accuracy is estimated on: known to about four points then.
+ESTIMATED_EVENTS = 500
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -32,6 +44,7 @@ class Watch:
         self.config = config
         self.settle_events = settle_events
         self.space = ""
+        self.estimate = AccuracyEstimate(minimum=config.reference_minimum)
         self.monitors: Monitors | None = None
         self.reference: Reference | None = None
         self.signals: list[Signal] = []
@@ -72,6 +85,18 @@ class Watch:
             self._arm(Observations.join(self._gathered))
         return []
 
+    def estimated_accuracy(self) -> Interval | None:
+        """The champion's accuracy on the latest events, told from its confidence alone.
+
+        None before there is a reference with labels enough.
+        """
+        if not self._recent or not self.estimate.fitted:
+            return None
+        first = len(self._recent) - 1
+        while first and sum(map(len, self._recent[first:])) < ESTIMATED_EVENTS:
+            first -= 1
+        return self.estimate.estimate(Observations.join(self._recent[first:]))
+
     def distances(self) -> list[dict[str, object]]:
         """How far each detector is from an alarm, as plain values with a sentence."""
         if self.monitors is None:
@@ -88,6 +113,7 @@ class Watch:
         """
         self.space = space or self.space
         self.monitors = self.reference = None
+        self.estimate = AccuracyEstimate(minimum=self.config.reference_minimum)
         self.signals = []
         self._gathered = []
         self._recent = []
@@ -107,12 +133,19 @@ class Watch:
         monitors = Monitors(self.config)
         monitors.fit(reference)
         self.monitors, self.reference = monitors, reference
+        self._calibrate(reference)
         self._gathered = []
         log.info(
             "watching for drift; reference: %d events, accuracy %.1f %%",
             len(reference),
             100 * self.reference_accuracy,
         )
+
+    def _calibrate(self, reference: Reference) -> None:
+        try:
+            self.estimate.fit(reference.observations)
+        except NotEnoughReference as error:
+            log.info("no estimate without labels: %s", error)
 
     def state(self) -> Arrays:
         """Plain arrays, for the checkpoint."""
@@ -137,6 +170,7 @@ class Watch:
         if not bool(state["armed"]):
             return
         self.reference = Reference.from_arrays(under("reference", state))
+        self._calibrate(self.reference)
         self.monitors = Monitors(self.config)
         try:
             self.monitors.restore(under("monitors", state))

@@ -4,8 +4,8 @@ Knows arrays; knows neither Kafka nor torch, and imports no other room. In the o
 
     Reference   what normal is: the events a version was proven on, and their signature
     Monitors    the detectors of a DriftConfig on one budget: fit, observe, state, distances
-    AccuracyEstimate  accuracy from calibrated confidence, while labels are on their way
     diagnose    the signals of an alarm and recent events -> Diagnosis: kind, damage, onset, why
+    AccuracyEstimate   what the accuracy should be, while labels are on their way
     Signature   a regime in a few numbers; finds the known regime that came back
 
 Detectors live in ``concept/``, ``covariate/`` and ``label/``, one file each, behind `Detector`.
@@ -15,6 +15,7 @@ from drift.config import DriftConfig
 from drift.diagnosis import Diagnosis, diagnose
 from drift.ensemble import Distance, Monitors, SettingsChanged
 from drift.estimate import AccuracyEstimate
+from drift.measures import Interval
 from drift.reference import Reference
 from drift.signal import (
     UNLABELLED,
@@ -37,6 +38,7 @@ __all__ = [
     "Distance",
     "DriftConfig",
     "DriftError",
+    "Interval",
     "Monitors",
     "NotEnoughReference",
     "NotFitted",

@@ -84,12 +84,17 @@ class AccuracyEstimate:
         self._rates = _increasing(raw, events)
         self._variances = raw * (1 - raw) / (events + 1)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a calibration."""
+        return len(self._middles) > 0
+
     def estimate(self, recent: Observations) -> Interval:
         """The share of right answers among ``recent``, whose labels are not looked at.
 
         Raises NotFitted before `fit`, and DriftError when there are no events.
         """
-        if len(self._middles) == 0:
+        if not self.fitted:
             raise NotFitted("accuracy estimate: call fit with a labelled reference first")
         if len(recent) == 0:
             raise DriftError("accuracy estimate: no events to estimate the accuracy of")

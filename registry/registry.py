@@ -65,7 +65,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Who serves. ``chain``: earlier champions, the latest last; rollback goes back along it."""
+    """Who serves. ``chain``: earlier champions, the latest last; rollback goes back along it.
+
+    ``move`` is the last change of any kind, ``champion_move`` the last that changed who serves.
+    """
 
     generation: int = 0
     champion: str | None = None
@@ -75,6 +78,7 @@ class State:
     pinned: Control | None = None
     paused: Control | None = None
     move: Move | None = None
+    champion_move: Move | None = None
 
     @property
     def previous(self) -> str | None:
@@ -403,7 +407,9 @@ class Registry:
             self._write_row(before)
             after = change(before)
             move = Move(kind, actor, reason, _now(), after.champion, before.champion)
-            after = replace(after, generation=before.generation + 1, move=move)
+            swapped = move if after.champion != before.champion else before.champion_move
+            generation = before.generation + 1
+            after = replace(after, generation=generation, move=move, champion_move=swapped)
             token = document.token if document else None
             if self._store.swap(
                 STATE, seal({"schema": SCHEMA, **asdict(after)}, indent=True), token
@@ -492,7 +498,8 @@ def _parse(data: bytes, location: str) -> State:
             raise ValueError("written by a newer driftd")
         for name in ("pinned", "paused"):
             values[name] = Control(**values[name]) if values[name] else None
-        values["move"] = Move(**values["move"]) if values["move"] else None
+        for name in ("move", "champion_move"):
+            values[name] = Move(**values[name]) if values.get(name) else None
         for name in ("chain", "withdrawn"):
             values[name] = tuple(values[name])
         return State(**values)

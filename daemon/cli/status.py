@@ -101,8 +101,8 @@ def _print(state: State, missing: str | None, daemon: dict[str, Any] | None, url
 def _champion(state: State) -> str:
     if state.champion is None:
         return "none yet"
-    move = state.move
-    if move and move.kind in ("promote", "rollback"):
+    move = state.champion_move
+    if move:
         return f"{state.champion}, {move.kind} {ago(move.time)} by {move.actor}: {move.reason}"
     return state.champion
 
@@ -120,6 +120,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("up since", ago(found.get("started"))),
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
+        ("estimated", _estimated(found.get("estimated_accuracy"))),
         ("source", _source(source) if source else None),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
@@ -128,6 +129,13 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("memory", ", ".join(f"{count} {part}" for part, count in memory.items())),
         ("checkpoint", f"{span(age)} ago" if isinstance(age, int | float) else None),
     ]
+
+
+def _estimated(found: dict[str, float] | None) -> str | None:
+    if not found:
+        return None
+    low, high = found["low"], found["high"]
+    return f"{found['estimate']:.1%} without labels (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _phase(found: dict[str, Any]) -> str:

@@ -40,6 +40,10 @@ _ACCURACY = {
     legend: "max(" + of("driftd_prequential_accuracy", f'window="{window}"') + ")"
     for legend, window in _WINDOWS.items()
 }
+_ESTIMATED = {
+    f"{bound} without labels": of("driftd_estimated_accuracy", f'bound="{bound}"')
+    for bound in ("estimate", "low", "high")
+}
 _FAILED = of("driftd_refreshes_total", 'outcome="failed"')
 _DRIFT_NOW = f"{of('driftd_drift_score')} / {of('driftd_drift_threshold')}"
 _CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
@@ -232,6 +236,15 @@ DRIFT = dashboard(
         ],
         "What it did to the model": [
             _accuracy(12),
+            graph(
+                "Accuracy estimated without labels",
+                _ESTIMATED,
+                "What the model's calibrated confidence promises, with a 95 % interval. It sees "
+                "inputs that are hard for the model; it does not see labels that changed.",
+                unit="percentunit",
+                bounds=(None, 1),
+                width=12,
+            ),
             graph(
                 "Labels seen for the first time",
                 {"new labels": of("driftd_new_classes_total")},

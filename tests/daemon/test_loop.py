@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -156,6 +157,29 @@ def test_an_alarm_is_explained_long_after(config, tmp_path, capsys):
     assert "no alarm 99999" in capsys.readouterr().err
     assert run(["explain", "--why-not", *place]) == 3
     assert "no daemon answers" in capsys.readouterr().err
+
+
+def test_an_operators_move_counts_even_in_the_turn_of_the_daemons_own(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.state.events < TURN or not loop.repair.trainer.running:
+        loop.step()
+    assert loop.state.incident.cause == "drift"
+    while loop.repair.trainer.result() is None:
+        time.sleep(0.02)
+    versions = [version.id for version in loop.registry.versions()]
+    other = next(v for v in versions if v != loop.champion.version)
+    # Between two turns: in the next one the daemon publishes its own challenger first.
+    loop.registry.promote(other, actor="an operator", reason="by hand", force=True)
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    loop._generation = None
+    loop.step()
+    assert loop.champion.version == other
+    closed = [r.fields for r in loop.registry.journal.rows(kinds=["incident-closed"])]
+    assert closed[-1]["outcome"] == "superseded"
+    assert "from outside" in closed[-1]["reason"]
+    assert loop.state.probation is not None
+    loop.close("the test is over")
 
 
 def test_the_head_is_refitted_as_the_regime_grows(config):

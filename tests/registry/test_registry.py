@@ -83,6 +83,20 @@ def test_two_rollbacks_go_two_steps_back(registry: Registry, publish: Publish) -
         registry.rollback(actor="test", reason="no further")
 
 
+def test_who_moved_the_champion_is_known_after_other_moves(
+    registry: Registry, publish: Publish
+) -> None:
+    one, two = publish(a="1"), publish(a="2")
+    registry.promote(one, actor="an operator", reason="tested by hand")
+    registry.set_challenger(two, actor="the daemon", reason="trained")
+    registry.pause(actor="another", reason="because")
+    state = registry.state()
+    assert state.move is not None
+    assert state.move.kind == "pause"
+    assert state.champion_move is not None
+    assert (state.champion_move.kind, state.champion_move.actor) == ("promote", "an operator")
+
+
 def test_rollback_to_a_named_version(registry: Registry, publish: Publish) -> None:
     one, two, three = publish(), publish(), publish()
     promote(registry, one, two, three)
