@@ -27,20 +27,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from deploy.measure import parity
-from deploy.session import Session
 from examples.demo.broker import EmbeddedBroker, free_port
 from examples.demo.newsgroups import CACHE, Event, Stream, load, stream
 from examples.demo.replay import Replay
-from learn.head import fit_softmax
-from learn.model import load_model
 from registry import Registry, Row, open_registry
 
 TOPIC = "posts"
 LIMIT_SECONDS = 285.0
 CLIENT_PAUSE = 0.2
-FOLDS = 5
-COMPARED = 600  # posts answered in FP32 too, which takes some ten seconds
 BARS = "▁▂▃▄▅▆▇█"
 
 console = Console(highlight=False)
@@ -103,6 +97,7 @@ class Demo:
         self.children: list[subprocess.Popen[bytes]] = []
         self.verbs: dict[int, str] = {}
         self.client: Client | None = None
+        self.judging: subprocess.Popen[bytes] | None = None
         self.told = 0
         self.status: dict[str, Any] = {}
 
@@ -150,6 +145,25 @@ class Demo:
                 child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
             self.children.append(child)
             self.verbs[child.pid] = verb
+
+    def judge(self) -> None:
+        """Have the yardsticks measured beside the run, by a child that gives way to all others."""
+        command = [sys.executable, "-m", "examples.demo.judge", str(self.registry.path("v0001"))]
+        with (
+            open(self.folder / "judge.log", "wb") as log,
+            open(self.folder / "judge.json", "wb") as out,
+        ):
+            self.judging = subprocess.Popen(command, stdout=out, stderr=log)
+
+    def judged(self) -> dict[str, dict[str, float]]:
+        """What the child found, once it is done."""
+        assert self.judging is not None
+        if self.judging.poll() is None:
+            self.say("waiting for the frozen model and the ceiling to be measured")
+        if self.judging.wait():
+            raise SystemExit((self.folder / "judge.log").read_text()[-2000:])
+        found: dict[str, dict[str, float]] = json.loads((self.folder / "judge.json").read_text())
+        return found
 
     def stop(self) -> None:
         """Ask the children to end, and wait for them."""
@@ -222,13 +236,18 @@ def main() -> None:
     demo = Demo(folder, options.rate)
     posts = stream(load(CACHE, say=demo.say))
     demo.say(f"{len(posts.events):,} news posts, four topics; their subjects change twice")
-    with EmbeddedBroker(log=folder / "broker.log") as broker:
-        broker.create_topic(TOPIC, 2)
-        try:
-            narrate(demo, posts, broker.bootstrap)
-        finally:
-            demo.stop()
-    summarise(demo, posts)
+    try:
+        with EmbeddedBroker(log=folder / "broker.log") as broker:
+            broker.create_topic(TOPIC, 2)
+            try:
+                narrate(demo, posts, broker.bootstrap)
+            finally:
+                demo.stop()
+        summarise(demo, posts)
+    finally:
+        if demo.judging is not None and demo.judging.poll() is None:
+            demo.judging.kill()
+            demo.judging.wait()
 
 
 def narrate(demo: Demo, posts: Stream, bootstrap: str) -> None:
@@ -243,6 +262,7 @@ def narrate(demo: Demo, posts: Stream, bootstrap: str) -> None:
     demo.until(lambda s: s["champion"], "the first version", 120)
     demo.until(lambda s: get(demo.server, "/v2/health/ready") is not None, "the server", 30)
     client.going.set()
+    demo.judge()
     demo.marks["warm-up"] = demo.samples[-1]
     for phase in later:
         subjects = len(phase.subgroups)
@@ -318,7 +338,8 @@ def summarise(demo: Demo, posts: Stream) -> None:
     """The summary: what happened, what it gained, what it cost, where to look next."""
     registry = demo.registry
     rows = list(registry.journal.rows())
-    frozen, ceiling, cost = judge(registry.path("v0001"), posts)
+    judged = demo.judged()
+    frozen, ceiling, cost = judged["frozen"], judged["ceiling"], judged["cost"]
     console.rule("[bold]summary")
     console.print(f"accuracy over time  {sparkline(demo.samples)}")
     table = Table("phase", "events", "frozen v0001", "driftd", "trained on it", "gap recovered")
@@ -377,42 +398,6 @@ def summarise(demo: Demo, posts: Stream) -> None:
     for command in ("journal", "versions", "show v0001", "up"):
         console.print(f"  driftd {command} -c {os.path.relpath(here)}")
     console.print(f"  logs, config and figures: {os.path.relpath(demo.folder)}/")
-
-
-def judge(
-    folder: Path, posts: Stream
-) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """By phase: accuracy of the frozen first version, and the ceiling; and what INT8 costs.
-
-    The ceiling is a head trained on the phase's own events, by cross-validation: each event is
-    answered by a head that has seen the other folds. INT8 is compared with the model in PyTorch,
-    in FP32, on the first phase after the warm-up.
-    """
-    session = Session.open(folder, threads=2)
-    frozen: dict[str, float] = {}
-    ceiling: dict[str, float] = {}
-    cost: dict[str, float] = {}
-    for phase in posts.phases[1:]:
-        events = posts.events[phase.start : phase.end]
-        texts: np.ndarray[Any, Any] = np.array([event["text"] for event in events], dtype=object)
-        truth = np.array([session.labels.index(event["label"]) for event in events])
-        found = session.predict(texts)
-        answers = found.probabilities.argmax(axis=1)
-        frozen[phase.name] = float((answers == truth).mean())
-        if not cost:
-            n = min(len(texts), COMPARED)
-            exact = load_model(folder, session.preprocessor, "cpu")(texts[:n]).argmax(axis=1)
-            cost = {**parity(answers[:n], exact, truth[:n]), "parity_events": float(n)}
-        fold = np.arange(len(events)) % FOLDS
-        right = 0
-        for k in range(FOLDS):
-            rest, held = fold != k, fold == k
-            head = fit_softmax(
-                found.embeddings[rest], truth[rest], None, len(session.labels), l2=0.1
-            )
-            right += int((head.logits(found.embeddings[held]).argmax(axis=1) == truth[held]).sum())
-        ceiling[phase.name] = right / len(events)
-    return frozen, ceiling, cost
 
 
 def sparkline(samples: list[Sample], width: int = 72) -> str:
