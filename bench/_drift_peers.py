@@ -37,22 +37,24 @@ class Unavailable(Exception):  # noqa: N818 - a fact about the machine
     """A library does not install or run here; the message says why."""
 
 
-def write_streams(
-    folder: Path, calm: Bits, trials: dict[str, Trial], texts: list[Entering]
-) -> None:
-    """What `measured` will be run on; ``texts`` may be empty."""
+def write_errors(folder: Path, calm: Bits, trials: dict[str, Trial]) -> None:
+    """What detectors of errors will be `measured` on."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "calm.npy", calm)
     for name, trial in trials.items():
         np.save(folder / f"{name}.npy", trial.errors)
     (folder / "streams.json").write_text(json.dumps({"before": REFERENCE, "change": SETTLED}))
-    if texts:
-        np.save(folder / "pool.npy", texts[0].pool.events.embeddings)
-        np.save(folder / "reference.npy", np.stack([run.reference for run in texts]))
-        np.save(folder / "rows-calm.npy", np.stack([run.settled for run in texts]))
-        for share in texts[0].changed:
-            rows = np.stack([run.changed[share] for run in texts])
-            np.save(folder / f"rows-{round(100 * share):02}.npy", rows)
+
+
+def write_texts(folder: Path, runs: list[Entering]) -> None:
+    """What tests of rows will be `measured` on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "pool.npy", runs[0].pool.events.embeddings)
+    np.save(folder / "reference.npy", np.stack([run.reference for run in runs]))
+    np.save(folder / "rows-calm.npy", np.stack([run.settled for run in runs]))
+    for share in runs[0].changed:
+        rows = np.stack([run.changed[share] for run in runs])
+        np.save(folder / f"rows-{round(100 * share):02}.npy", rows)
 
 
 def measured(library: str, folder: Path, seconds: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import poisson
 
 from bench import _drift_streams as made
 from bench._drift_errors import (
@@ -17,10 +18,10 @@ from bench._drift_errors import (
     calm,
     missing_as,
 )
-from bench._drift_peers import REQUIREMENTS, Unavailable, measured, write_streams
+from bench._drift_peers import REQUIREMENTS, Unavailable, measured, write_errors, write_texts
 from bench._drift_plot import Axes, Point, Series, chart
 from bench._drift_streams import CACHE, REFERENCE, Bits, Pool
-from bench._drift_texts import HORIZON, SHARES, entering
+from bench._drift_texts import HORIZON, SHARES, Entering, entering
 from bench.report import RESULTS, Row, row
 from bench.streams import NoData
 from drift import Monitors
@@ -29,9 +30,14 @@ from drift.signal import Observations
 
 BUDGET = 20_000
 RUNS = 30
-# Budgets of the curve, and those from which one is chosen that alarms no more than a peer.
-BUDGETS = [round(250 * 2 ** (step / 2)) for step in range(25)]
+# Budgets of the curve, and those from which one is chosen that alarms no more than a peer; the last
+# are for peers that never alarm by chance.
+BUDGETS = [round(250 * 2 ** (step / 2)) for step in range(18)]
+BUDGETS += [128_000 * 2**step for step in range(8)]
 STREAM = 20_000  # events of a drift-free stream after its reference
+RENEWED = 50_000  # events after which a drift-free stream is given a fresh reference
+PEER_SECONDS = 2.0  # of CPU, for each detector and kind of stream
+WINDOW_SECONDS = 12.0  # of CPU, for each test of windows, beyond the first ones
 RIVER_CURVES = ("adwin", "hddm_w", "hddm_a", "page_hinkley")
 COLOURS = ("#0b6e4f", "#888888", "#d1495b", "#3366aa", "#e08e0b", "#7a4fa3", "#2a9db0", "#8a6d3b")
 
@@ -74,7 +80,7 @@ class Streams:
 def rows(quick: bool) -> Iterable[Row]:
     yield from false_alarms(quick)
     streams = Streams.of(quick)
-    budgets = BUDGETS[::4] if quick else BUDGETS
+    budgets = BUDGETS[::3] if quick else BUDGETS
     abrupt = streams.trials["abrupt"]
     curve = Curve(
         {b: [len(alarmed(e, b)) for e in streams.drift_free] for b in budgets},
@@ -82,7 +88,7 @@ def rows(quick: bool) -> Iterable[Row]:
     )
     yardstick = RunLengths.simulated(4_000_000 if quick else 40_000_000)
     yield from delays(streams, yardstick, quick)
-    peers, refused = on_errors(streams, curve, quick)
+    peers, refused = on_errors(streams, quick)
     yield from against(peers, refused, curve, streams)
     yield from texts(quick)
     yield from cost(peers, quick)
@@ -130,13 +136,13 @@ def false_alarms(quick: bool) -> Iterator[Row]:
 
 
 def _drift_free(pool: Pool, budget: int, events: int) -> dict[str, int]:
-    """Alarms of each default detector; a fresh reference for every 100,000 events."""
+    """Alarms of each default detector; a fresh reference every `RENEWED` events."""
     random = np.random.default_rng(7)
     monitors = Monitors(made.config(budget))
     found: dict[str, int] = {}
-    for begin in range(0, events, 100_000):
+    for _ in range(0, events, RENEWED):
         monitors.fit(pool.events.take(pool.draw(REFERENCE, random)))
-        for part in made.shuffled(pool, min(100_000, events - begin), random):
+        for part in made.shuffled(pool, RENEWED, random):
             for name, at in made.alarms(monitors, part).items():
                 found[name] = found.get(name, 0) + len(at)
     return found
@@ -144,7 +150,8 @@ def _drift_free(pool: Pool, budget: int, events: int) -> dict[str, int]:
 
 def _kept(what: str, found: int, events: int, budget: int, note: str = "") -> Row:
     allowed = events // budget
-    said = f"{events:,} events, references of {REFERENCE:,}"
+    low, high = poisson.interval(0.95, events / budget)
+    said = f"{events:,} events; just on the budget: {low:.0f} to {high:.0f} in 95 of 100 tries"
     note = f"{said}; {note}" if note else said
     figure = f"false alarms at 1 per {budget:,}: {what}"
     return row(figure, found, "alarms", f"<= {allowed}", note)
@@ -211,15 +218,15 @@ def _spread(found: Sequence[int | None]) -> str:
 Peers = dict[str, dict[str, Any]]
 
 
-def on_errors(streams: Streams, curve: Curve, quick: bool) -> tuple[Peers, dict[str, str]]:
+def on_errors(streams: Streams, quick: bool) -> tuple[Peers, dict[str, str]]:
     """What each library's detectors did, by ``library detector``; and why one could not run."""
     folder = CACHE / "drift" / ("quick" if quick else "full")
-    write_streams(folder, streams.drift_free, streams.trials, [])
+    write_errors(folder, streams.drift_free, streams.trials)
     peers: Peers = {}
     refused: dict[str, str] = {}
     for library in ("river",) if quick else ("river", "frouros", "capymoa"):
         try:
-            found = measured(library, folder, seconds=1.0 if quick else 5.0)
+            found = measured(library, folder, seconds=0.5 if quick else PEER_SECONDS)
         except Unavailable as reason:
             refused[library] = str(reason)
             continue
@@ -303,17 +310,16 @@ def _entered(where: str, found: list[int | None]) -> Iterator[Row]:
     yield Row(f"{where}: delay", mean, "events", note=_spread(found))
 
 
-def on_windows(drawn: list[Any]) -> Iterator[Row]:
+def on_windows(drawn: list[Entering]) -> Iterator[Row]:
     """The batch tests of alibi-detect and evidently on windows of 256, and ours beside them."""
     folder = CACHE / "drift" / "full"
-    streams = Streams.of(quick=True)
-    write_streams(folder, streams.drift_free, {}, drawn)
+    write_texts(folder, drawn)
     ours = [run.delays(BUDGET, labels=False) for run in drawn]
     said = ", ".join(f"{s:.0%}: {_found([run[s] for run in ours])}" for s in SHARES)
     yield Row("CLINC150 in windows: ours", None, note=f"the same 10 streams: {said}")
     for library in ("alibi_detect", "evidently"):
         try:
-            found = measured(library, folder, seconds=12.0)
+            found = measured(library, folder, seconds=WINDOW_SECONDS)
         except Unavailable as reason:
             yield Row(f"CLINC150 in windows: {library}", None, note=str(reason))
             continue
@@ -330,10 +336,12 @@ def on_windows(drawn: list[Any]) -> Iterator[Row]:
 
 
 def _windows(runs: list[list[bool]]) -> str:
-    """Hits among the runs that were watched to the end of their horizon or to a hit."""
+    """Hits among the runs that were watched to a hit or to the end of their horizon."""
     whole = [r for r in runs if r and (r[-1] or len(r) == HORIZON // 256)]
-    found = [256 * len(r) if r[-1] else None for r in whole]
-    return _found(found) if found else f"out of time, {sum(map(len, runs))} windows seen"
+    cut = len(runs) - len(whole)
+    said = _found([256 * len(r) if r[-1] else None for r in whole]) if whole else ""
+    late = f"{cut} cut short after {sum(map(len, runs))} windows in all" if cut else ""
+    return ", ".join(filter(None, (said, late))) or "not reached in the time given"
 
 
 # --- cost ---
