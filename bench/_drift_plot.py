@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
-WIDTH, HEIGHT = 860, 520
-LEFT, RIGHT, TOP, BOTTOM = 70, 190, 50, 60
+WIDTH, HEIGHT = 890, 520
+LEFT, RIGHT, TOP, BOTTOM = 70, 220, 50, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one colour; joined by a line or not. ``named`` writes each point's name."""
+    """Points of one colour; joined by a line, but for those at 0, or not.
+
+    ``named`` writes each point's name.
+    """
 
     name: str
     colour: str
@@ -83,14 +86,15 @@ def _grid(axes: Axes) -> Iterable[str]:
     below = "false alarms per 10,000 drift-free events, measured (hollow: none seen)"
     yield _text(middle, HEIGHT - 18, below, 'text-anchor="middle"')
     turned = f'text-anchor="middle" transform="rotate(-90 20 {(TOP + bottom) / 2})"'
-    yield _text(20, (TOP + bottom) / 2, "mean delay in events", turned)
+    yield _text(20, (TOP + bottom) / 2, "mean delay in events (top edge: or more)", turned)
     yield f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="#222"/>'
 
 
 def _drawn(series: Series, axes: Axes) -> Iterable[str]:
     places = [(axes.x(p.false_alarms), axes.y(p.delay), p) for p in series.points]
-    if series.line and places:
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
+    joined = [f"{x:.1f} {y:.1f}" for x, y, point in places if point.false_alarms]
+    if series.line and joined:
+        path = "L".join(joined)
         yield f'<path d="M{path}" fill="none" stroke="{series.colour}" stroke-width="2"/>'
     for x, y, point in places:
         fill = series.colour if point.false_alarms else "#fff"

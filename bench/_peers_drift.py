@@ -209,6 +209,8 @@ def on_rows(library: str, folder: Path, limit: float) -> dict[str, Any]:
         began, rows, spent = time.process_time(), 0, 0.0
         try:
             for run, reference in enumerate(references):
+                if run and time.process_time() - began > limit:
+                    break
                 test = makers(pool[reference])[name]()
                 for stream in streams:
                     late = time.process_time() - began > limit
