@@ -65,21 +65,13 @@ class Job:
             OSError: the disk is full, or the folder cannot be written.
         """
         folder.mkdir(parents=True)
-        try:
-            self._write(folder, examples, head)
-        except SafetensorError as error:
-            raise OSError(f"cannot write the training job to {folder}: {error}") from error
-
-    def _write(
-        self,
-        folder: Path,
-        examples: Examples,
-        head: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    ) -> None:
         arrays = {f"examples/{name}": array for name, array in examples.to_arrays().items()}
         if head is not None:
             arrays["head/weight"], arrays["head/bias"] = head
-        save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, folder / EXAMPLES)
+        try:
+            save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, folder / EXAMPLES)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the training job to {folder}: {error}") from error
         (folder / JOB).write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod

@@ -432,7 +432,7 @@ class Loop:
         return {window: value for window, value in values.items() if not np.isnan(value)}
 
     def _estimated(self) -> dict[str, float]:
-        found = self.state.watch.estimated_accuracy()
+        found = self.state.watch.estimated_accuracy
         return asdict(found) if found else {}
 
     def status(self) -> dict[str, Any]:

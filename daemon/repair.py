@@ -26,7 +26,7 @@ from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Archived, Served, encoder_digest
+from daemon.served import Answer, Judge, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
@@ -162,7 +162,7 @@ class Repair:
         ]
         if self.config.policy.show_inputs:
             for example, value in zip(shown, found.inputs, strict=True):
-                text = value if isinstance(value, str) else str(value)
+                text = str(value)
                 example["input"] = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
         return shown
 
@@ -440,10 +440,10 @@ class Repair:
         began, cpu = time.monotonic(), time.process_time()
         incident.attempts.append(Attempt("recall", state.events, examples=len(found)))
         self._cutoff = incident.since_event  # none of them has learned from these events
-        judges: list[Served | Archived] = [champion]
+        judges: list[Served | Judge] = [champion]
         for manifest in manifests:
             folder = self.registry.path(manifest.version, verify=False)
-            judges.append(Archived(folder, manifest, state.classes))
+            judges.append(Judge.open(folder, manifest, state.classes))
         rows = []
         for judge in judges:
             right = float((judge.judge(embeddings) == found.labels).mean())

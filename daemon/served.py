@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.session import Session, read_head
+from deploy.session import Head, Session, read_head
 from registry.manifest import Manifest
 
 ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
@@ -81,7 +81,8 @@ class Served:
         self.encoder = encoder
         self.labels: Sequence[str] = session.labels
         self._classes = classes
-        self.columns = np.array([classes.add(name) for name in session.labels], dtype=np.int64)
+        self._judge = Judge(version, session.labels, session.head, classes)
+        self.columns = self._judge.columns
 
     @classmethod
     def open(
@@ -111,8 +112,7 @@ class Served:
 
     def judge(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class, int64 [n], for embeddings float32 [n, d] of this version's own encoder."""
-        best: NDArray[np.int64] = (embeddings @ self.weight + self.bias).argmax(axis=1)
-        return self.columns[best]
+        return self._judge.judge(embeddings)
 
     def predict(
         self, inputs: NDArray[np.generic], embeddings: NDArray[np.float32], encoder: str
@@ -123,18 +123,23 @@ class Served:
         return self.answer(inputs).predicted
 
 
-class Archived:
+class Judge:
     """A version's head alone: judges embeddings of its encoder, without opening its graph."""
 
-    def __init__(self, folder: Path, manifest: Manifest, classes: Classes) -> None:
-        self.version = manifest.version
-        labels, self._head = read_head(folder)
-        self._columns = np.array([classes.add(name) for name in labels], dtype=np.int64)
+    def __init__(self, version: str, labels: Sequence[str], head: Head, classes: Classes) -> None:
+        self.version = version
+        self.columns = np.array([classes.add(name) for name in labels], dtype=np.int64)
+        self._head = head
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, classes: Classes) -> Judge:
+        """Read the head of the version in ``folder``."""
+        return cls(manifest.version, *read_head(folder), classes)
 
     def judge(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class, int64 [n], for embeddings float32 [n, d]."""
         best: NDArray[np.int64] = (embeddings @ self._head.weight + self._head.bias).argmax(axis=1)
-        return self._columns[best]
+        return self.columns[best]
 
 
 def encoder_digest(manifest: Manifest) -> str:

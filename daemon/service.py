@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import signal
 import socket
@@ -21,6 +20,7 @@ from daemon.metrics import Metrics
 from daemon.sources import open_source
 from daemon.trainer import Trainer
 from registry import open_registry
+from registry.lock import try_lock
 
 log = logging.getLogger("driftd.service")
 
@@ -61,13 +61,11 @@ def only_daemon(folder: Path) -> Iterator[None]:
             "checkpoint.path to a writable folder"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             raise CheckpointError(
                 f"another daemon runs on {folder}: stop it, or give this one a folder of its own "
                 "(checkpoint.path)"
-            ) from None
+            )
         yield
 
 

@@ -48,6 +48,9 @@ class Watch:
         self.monitors: Monitors | None = None
         self.reference: Reference | None = None
         self.signals: list[Signal] = []
+        #: The champion's accuracy on the latest events, told from its confidence alone; None
+        #: before there is a reference with labels enough.
+        self.estimated_accuracy: Interval | None = None
         self._gathered: list[Observations] = []
         self._recent: list[Observations] = []
 
@@ -78,6 +81,7 @@ class Watch:
         """Take in a batch; the signals, empty while the reference is being gathered."""
         if self.monitors is not None:
             self._keep(batch)
+            self.estimated_accuracy = self._estimated()
             self.signals = self.monitors.observe(batch)
             return self.signals
         self._gathered.append(batch)
@@ -85,11 +89,7 @@ class Watch:
             self._arm(Observations.join(self._gathered))
         return []
 
-    def estimated_accuracy(self) -> Interval | None:
-        """The champion's accuracy on the latest events, told from its confidence alone.
-
-        None before there is a reference with labels enough.
-        """
+    def _estimated(self) -> Interval | None:
         if not self._recent or not self.estimate.fitted:
             return None
         first = len(self._recent) - 1
@@ -115,6 +115,7 @@ class Watch:
         self.monitors = self.reference = None
         self.estimate = AccuracyEstimate(minimum=self.config.reference_minimum)
         self.signals = []
+        self.estimated_accuracy = None
         self._gathered = []
         self._recent = []
 
@@ -171,6 +172,7 @@ class Watch:
             return
         self.reference = Reference.from_arrays(under("reference", state))
         self._calibrate(self.reference)
+        self.estimated_accuracy = self._estimated()
         self.monitors = Monitors(self.config)
         try:
             self.monitors.restore(under("monitors", state))

@@ -33,6 +33,7 @@ from drift.measures import (
     Measure,
     difference,
     mean_test,
+    mix_change,
     rise_test,
     shape,
     share_test,
@@ -331,15 +332,11 @@ def _onset(view: _View, kinds: set[Kind]) -> int:
         chi_square = distance / (1 / length + 1 / len(before.white))
         found.append(_best((chi_square - now.white.shape[1]) / 2, now.rows))
     if (not kinds or "label" in kinds) and len(now.labels) >= SHORTEST and len(before.labels):
-        shares = view.counts(before.labels) + 0.5
+        shares = (view.counts(before.labels) + 0.5).astype(np.float64)
         shares /= shares.sum()
         place = np.stack([now.labels == label for label in view.classes], axis=1).astype(float)
         place = np.column_stack([place, 1 - place.sum(axis=1)])
-        counts = suffix_sums(place)
-        length = np.arange(len(counts), 0, -1)[:, None]
-        terms = np.where(counts > 0, counts * np.log(np.maximum(counts, 1) / (length * shares)), 0)
-        # Each class seen costs half a nat of overfitting.
-        found.append(_best(terms.sum(axis=1) - (counts > 0).sum(axis=1) / 2, now.labelled))
+        found.append(_best(mix_change(place, shares), now.labelled))
     return max(found)[1] if found else 0
 
 

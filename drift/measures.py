@@ -116,6 +116,19 @@ def suffix_sums(values: Floats) -> Floats:
     return total
 
 
+def mix_change(members: Floats, shares: Floats) -> Floats:
+    """Nats [n] by which the mix from each event to the end differs from ``shares`` [c].
+
+    members: [n, c], 1 in the column of each event's class. Each class seen costs half a nat of
+    overfitting.
+    """
+    counts = suffix_sums(members)
+    length = np.arange(len(counts), 0, -1)[:, None]
+    terms = np.where(counts > 0, counts * np.log(np.maximum(counts, 1) / (length * shares)), 0)
+    nats: Floats = terms.sum(axis=1) - (counts > 0).sum(axis=1) / 2
+    return nats
+
+
 def shape(series: Floats, shortest: int = 10) -> tuple[str, int]:
     """Whether a series [n] with mean 0 before its change stepped or climbed, and since where.
 

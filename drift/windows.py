@@ -16,9 +16,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.signal import State
+from drift.signal import Kind, Signal, State
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Rows = NDArray[Any]
 # (level, recent sums [b, c], baseline sums [b, c], baseline events [b]) -> scores [b], effects [b].
 # A stretch of level l holds BLOCK << l events. Scores are not negative.
@@ -118,6 +119,32 @@ class Windows:
         assert best is not None  # a chunk holds at least one block
         self.pending = rows[full * BLOCK :].copy()
         return at, best
+
+    def signal(
+        self,
+        name: str,
+        kind: Kind,
+        found: tuple[list[int], Stretch],
+        seen: int,
+        usable: Integers,
+        events: int,
+        **more: object,
+    ) -> Signal:
+        """What `take` found, as the signal of a detector; ``more`` is evidence of its own.
+
+        seen: events before this batch. usable: positions [n] of the rows among its ``events``.
+        """
+        completed, best = found
+        at = usable[completed].tolist()
+        evidence = {
+            "seen": seen,
+            "at": at,
+            "events": len(usable),
+            "skipped": events - len(usable),
+            "window": best.events,
+            **more,
+        }
+        return Signal(name, kind, best.score, self.threshold, bool(at), evidence)
 
     def state(self) -> State:
         """Plain arrays: at most BLOCK - 1 rows, a sum for every block of the longest stretch."""
@@ -294,6 +321,17 @@ class Chance:
         wider = np.sqrt((middle + 2 * floor + 1e-30) / (middle + floor + 1e-30))
         score: Floats = (roots - centre) / (spread * np.where(self.squares, wider, 1.0))
         return np.maximum(score, 0.0)
+
+    def single(
+        self, level: int, roots: Floats, base_events: Floats, floor: float
+    ) -> tuple[Floats, Floats]:
+        """Score and effect [b] of a single distance's roots [b, 1]; see `Score`.
+
+        Of differences beyond ``floor``, in the distance's own unit.
+        """
+        floors = floor * np.sqrt(pooled_events(BLOCK << level, base_events))[:, None]
+        scores = self.scores(level, roots, base_events, floors)
+        return scores[:, 0], self.effects(level, roots, base_events)[:, 0]
 
     def effects(self, level: int, roots: Floats, base_events: Floats) -> Floats:
         """Distances [b, f] behind the roots, less what chance makes."""

@@ -106,20 +106,11 @@ class EmbeddingShift:
             )
         fine = usable(batch.embeddings)
         positions = np.flatnonzero(fine)
-        rows = batch.embeddings[fine]
-        completed, best = self._windows.take(rows)
-        at = positions[completed].tolist()
-        evidence = {
-            "seen": self._seen,
-            "at": at,
-            "events": len(positions),
-            "skipped": len(batch) - len(positions),
-            "window": best.events,
-            "shift": best.effect,
-        }
-        self._seen += len(batch)
-        threshold = self._windows.threshold
-        return Signal(self.name, self.kind, best.score, threshold, bool(at), evidence)
+        found = self._windows.take(batch.embeddings[fine])
+        seen, self._seen = self._seen, self._seen + len(batch)
+        return self._windows.signal(
+            self.name, self.kind, found, seen, positions, len(batch), shift=found[1].effect
+        )
 
     def state(self) -> State:
         """Plain arrays: the coordinates, at most 31 rows, and a block sum for every 32 events."""

@@ -126,19 +126,18 @@ class FeatureShift:
         if self._table is None:
             raise NotFitted(f"{self.name}: call fit with a reference first")
         codes = self._table.codes(batch.features, len(batch))
-        at, best = self._windows.take(codes)
-        evidence = {
-            "seen": self._seen,
-            "at": at,
-            "events": len(batch),
-            "skipped": 0,
-            "window": best.events,
-            "moved": self._moved(best),
-            "unknown": sorted(batch.features.keys() - {b.name for b in self._table.bins})[:NAMED],
-        }
-        self._seen += len(batch)
-        threshold = self._windows.threshold
-        return Signal(self.name, self.kind, best.score, threshold, bool(at), evidence)
+        found = self._windows.take(codes)
+        seen, self._seen = self._seen, self._seen + len(batch)
+        return self._windows.signal(
+            self.name,
+            self.kind,
+            found,
+            seen,
+            np.arange(len(batch)),
+            len(batch),
+            moved=self._moved(found[1]),
+            unknown=sorted(batch.features.keys() - {b.name for b in self._table.bins})[:NAMED],
+        )
 
     def state(self) -> State:
         """Plain arrays: the bins, and one byte for each of them and every 32 events."""

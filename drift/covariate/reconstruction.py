@@ -112,19 +112,11 @@ class ReconstructionError:
         if self._vectors is None:
             raise NotFitted(f"{self.name}: call fit with a reference first")
         rows, positions = self._vectors.of(self.name, batch)
-        completed, best = self._windows.take(rows)
-        at = positions[completed].tolist()
-        evidence = {
-            "seen": self._seen,
-            "at": at,
-            "events": len(positions),
-            "skipped": len(batch) - len(positions),
-            "window": best.events,
-            "shift": best.effect,
-        }
-        self._seen += len(batch)
-        threshold = self._windows.threshold
-        return Signal(self.name, self.kind, best.score, threshold, bool(at), evidence)
+        found = self._windows.take(rows)
+        seen, self._seen = self._seen, self._seen + len(batch)
+        return self._windows.signal(
+            self.name, self.kind, found, seen, positions, len(batch), shift=found[1].effect
+        )
 
     def state(self) -> State:
         """Plain arrays: the directions, at most 31 rows, and a number for every 32 events."""
@@ -181,6 +173,4 @@ class ReconstructionError:
     ) -> tuple[Floats, Floats]:
         """Score and shift [b]; see `drift.windows.Score`."""
         roots = self._roots(recent, BLOCK << level, bases, events)
-        floors = floor * np.sqrt(pooled_events(BLOCK << level, events))[:, None]
-        scores = self._chance.scores(level, roots, events, floors)
-        return scores[:, 0], self._chance.effects(level, roots, events)[:, 0]
+        return self._chance.single(level, roots, events, floor)

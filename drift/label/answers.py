@@ -10,7 +10,7 @@ import numpy as np
 
 from drift.eprocess import Floats, Integers
 from drift.label.mix import NAMED, Mix
-from drift.measures import suffix_sums
+from drift.measures import mix_change
 from drift.signal import Observations, State
 
 # The most recent answers, among which an alarm looks for the beginning of the shift.
@@ -152,9 +152,5 @@ def class_shares(confusion: Floats, answers: Floats, reference: Floats) -> Float
 
 def _beginning(answers: Integers, usual: Floats) -> int:
     """Where the answers' likeliest change from their usual shares [a] began."""
-    length = np.arange(len(answers), 0, -1)[: max(1, len(answers) - SHORTEST + 1), None]
-    counts = suffix_sums((answers[:, None] == np.arange(len(usual))).astype(np.float64))
-    counts = counts[: len(length)]
-    terms = np.where(counts > 0, counts * np.log(np.maximum(counts, 1) / (length * usual)), 0)
-    # Each class seen costs half a nat of overfitting.
-    return int((terms.sum(axis=1) - (counts > 0).sum(axis=1) / 2).argmax())
+    members = (answers[:, None] == np.arange(len(usual))).astype(np.float64)
+    return int(mix_change(members, usual)[: max(1, len(answers) - SHORTEST + 1)].argmax())
