@@ -240,10 +240,7 @@ class Repair:
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
-            self._propose_growth(champion)
-            if state.events >= state.rest_until:
-                self._propose_online()
-                self._propose_head()
+            self._propose(champion)
 
     def close(self) -> None:
         """End the trainer; the rung is tried again after the restart."""
@@ -311,6 +308,17 @@ class Repair:
             self._waiting = kind
             self.journal.write("waiting", incident=self._incident_id(), reason=choice.reason)
 
+    def _propose(self, champion: Served) -> None:
+        """Nothing is wrong: is there something to gain? The first that has grounds is taken."""
+        state = self.state
+        if state.promotions_today() >= self.config.policy.max_promotions_per_day:
+            return  # it would be tried for nothing; the grounds keep until tomorrow
+        self._propose_growth(champion)
+        if state.incident is None and state.events >= state.rest_until:
+            self._propose_online()
+        if state.incident is None and state.events >= state.rest_until:
+            self._propose_head()
+
     def _propose_online(self) -> None:
         state = self.state
         test = state.online_test
@@ -340,7 +348,7 @@ class Repair:
         """A regime's first repair rests on few events: refit when there are many more."""
         state, policy = self.state, self.config.policy
         factor = policy.refit_growth
-        if not factor or "head" not in policy.rungs or state.incident is not None:
+        if not factor or "head" not in policy.rungs:
             return
         then, now = state.learned_event - state.regime_event, state.events - state.regime_event
         if then >= self.config.memory.recent or now < factor * max(then, policy.min_labelled):
@@ -351,8 +359,6 @@ class Repair:
 
     def _improve(self, rung: Rung, sentence: str, onset: int) -> None:
         state = self.state
-        if state.promotions_today() >= self.config.policy.max_promotions_per_day:
-            return
         self._open_incident(
             Incident(
                 id="",

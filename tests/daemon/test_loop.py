@@ -214,6 +214,31 @@ def test_drift_comes_before_an_improvement(config):
     loop.close("the test is over")
 
 
+def test_one_improvement_at_a_time(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.incident or loop.state.events < 900:
+        loop.step()
+    # Grounds for all three at once: a class to be learned, a better online head, a grown regime.
+    known = len(loop.champion.labels)
+    loop.repair._labels = lambda champion: [*champion.labels, "maybe"]
+    loop.state.classes.add("maybe")
+    right = np.ones(500, dtype=bool)
+    loop.state.online_test.observe(right, ~right)
+    loop.state.rest_until = loop.state.learned_event = 0
+    began = loop.state.incidents
+    loop.repair._propose(loop.champion)
+    assert len(loop.state.classes) == known + 1
+    assert loop.state.incidents == began + 1
+    assert loop.state.incident.sentence == "enough examples of 'maybe' to learn it"
+    loop.state.incident = None
+    loop.repair._propose(loop.champion)
+    assert "online head is better" in loop.state.incident.sentence
+    # The third keeps its grounds for when its turn comes.
+    assert loop.state.learned_event == 0
+    loop.close("the test is over")
+
+
 def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):
     first = make_loop(config)
     first.start()
