@@ -20,6 +20,7 @@ from drift import (
     DriftConfig,
     Interval,
     Monitors,
+    NoTraffic,
     NotEnoughReference,
     Observations,
     Reference,
@@ -131,16 +132,28 @@ class Watch:
 
     def _arm(self, gathered: Observations) -> None:
         reference = Reference.of(gathered, self.config.reference_events, self.space)
-        monitors = Monitors(self.config)
-        monitors.fit(reference)
-        self.monitors, self.reference = monitors, reference
+        self.monitors, self.reference = self._fitted(reference), reference
         self._calibrate(reference)
         self._gathered = []
         log.info(
-            "watching for drift; reference: %d events, accuracy %.1f %%",
+            "watching for drift; reference: %d events, accuracy %.1f %%; "
+            "at most one false alarm per %d events",
             len(reference),
             100 * self.reference_accuracy,
+            self.monitors.budget,
         )
+
+    def _fitted(self, reference: Reference) -> Monitors:
+        """Monitors on the configured budget; on the default one if the stream cannot tell it."""
+        monitors = Monitors(self.config)
+        try:
+            monitors.fit(reference)
+        except NoTraffic as error:
+            budget = DriftConfig().false_alarm
+            log.error("%s Until then: one false alarm per %s events.", error, budget)
+            monitors = Monitors(self.config.model_copy(update={"false_alarm": budget}))
+            monitors.fit(reference)
+        return monitors
 
     def _calibrate(self, reference: Reference) -> None:
         try:
@@ -178,4 +191,4 @@ class Watch:
             self.monitors.restore(under("monitors", state))
         except SettingsChanged as error:
             log.warning("%s: the monitors start anew on the stored reference", error)
-            self.monitors.fit(self.reference)
+            self.monitors = self._fitted(self.reference)

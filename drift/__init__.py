@@ -11,6 +11,7 @@ Knows arrays; knows neither Kafka nor torch, and imports no other room. In the o
 Detectors live in ``concept/``, ``covariate/`` and ``label/``, one file each, behind `Detector`.
 """
 
+from drift.budget import NoTraffic
 from drift.config import DriftConfig
 from drift.diagnosis import Diagnosis, diagnose
 from drift.ensemble import Distance, Monitors, SettingsChanged
@@ -40,6 +41,7 @@ __all__ = [
     "DriftError",
     "Interval",
     "Monitors",
+    "NoTraffic",
     "NotEnoughReference",
     "NotFitted",
     "Observations",

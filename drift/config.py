@@ -6,11 +6,13 @@ effect floors. `Monitors` reads this; nothing else in the room holds a default.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 FeatureMeasure = Literal["ks", "psi", "wasserstein", "jensen_shannon"]
+# "2 per day": see `drift.budget`.
+PerTime = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5} per (hour|day|week)$")]
 DetectorName = Literal[
     "error_rate",
     "embedding",
@@ -35,12 +37,12 @@ class DriftConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    false_alarm: int = Field(
+    false_alarm: Annotated[int, Field(ge=100)] | PerTime = Field(
         default=20_000,
-        ge=100,
         description="At most one false alarm per this many events, over all calibrated detectors "
-        "together. 20,000: at an event a second, about four false alarms a day at the very worst; "
-        "a tenfold budget delays a detection by only about a quarter.",
+        "together; or so many per time, as `1 per day` or `2 per week`, counted at the traffic of "
+        "the reference. 20,000: at an event a second, about four false alarms a day at the very "
+        "worst; a tenfold budget delays a detection by only about a quarter.",
     )
     detectors: tuple[DetectorName, ...] = Field(
         default=("error_rate", "features", "embedding", "class_mix"),
