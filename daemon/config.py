@@ -133,6 +133,8 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
         names = {feature.name for feature in config.model.features}
         for name in config.fields.features.keys() - names:
             yield ("fields", "features", name), "is not a feature of the model (model.features)"
+        for name in set(config.gate.slices) - names:
+            yield ("gate", "slices"), f"{name!r} is not a feature of the model (model.features)"
 
 
 def load_config(path: Path | str, environ: Mapping[str, str]) -> Config:

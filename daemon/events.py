@@ -37,12 +37,16 @@ class EventBatch:
     @property
     def features(self) -> dict[str, NDArray[np.generic]]:
         """The columns of a table by name, each [n]; none for text."""
-        table: NDArray[Any] = self.inputs
-        return {name: table[name] for name in table.dtype.names or ()}
+        return columns(self.inputs)
 
     def take(self, index: NDArray[np.generic]) -> EventBatch:
         """The events at ``index`` (integer positions or a boolean mask), as a new batch."""
         return EventBatch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+def columns(inputs: NDArray[Any]) -> dict[str, NDArray[np.generic]]:
+    """The columns of a table's inputs by name, each [n]; none for text."""
+    return {name: inputs[name] for name in inputs.dtype.names or ()}
 
 
 _NONE: NDArray[np.object_] = np.empty(0, dtype=object)

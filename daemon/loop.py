@@ -200,6 +200,8 @@ class Loop:
         signals = state.watch.observe(observed)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
+            if not len(state.memory.anchor):
+                state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
             self._learn_online(batch, answer, labels)
             self._remember(batch, numbers, labels, answer, self.champion.encoder)

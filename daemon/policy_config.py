@@ -158,14 +158,41 @@ class GateConfig(Section):
         ge=0,
         le=100,
         description="Points of recall that any single class may lose. Stops an average that"
-        " improves by giving up a small class.",
+        " improves by giving up a small class. 100 switches it off, as it does for the next ones.",
+    )
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description="Features of a table whose values are looked at slice by slice: each"
+        " category, or eighth of the numbers; empty: all features. Texts have no slices.",
+    )
+    slice_floor: float = Field(
+        default=15.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that any slice may lose. Slices are many and overlap, so"
+        " they may swing more than a class.",
+    )
+    forgetting: float = Field(
+        default=20.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that may be lost on the anchor, `memory.anchor` events of"
+        " the first training. Wide, as an old regime can be recalled; not asked after a concept"
+        " drift, which makes the anchor's labels wrong.",
+    )
+    calibration: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="How much larger than the champion's the calibration error may be (share of"
+        " right answers against confidence, 0 to 1). 1 switches it off.",
     )
     negative_flips: float = Field(
         default=0.1,
         ge=0,
         le=1,
         description="Share of events that the champion has right and the challenger wrong. Users"
-        " feel these flips even when the average improves.",
+        " feel these flips even when the average improves. 1 switches it off.",
     )
     latency_ratio: float = Field(
         default=1.3,
@@ -199,10 +226,18 @@ class ProbationConfig(Section):
     """The watch over a version that was just promoted."""
 
     events: int = Field(
-        default=2000,
+        default=10_000,
         ge=0,
         description="Labelled events after a promotion during which the old champion is scored"
-        " beside the new one; 0 switches the watch off.",
+        " beside the new one; it ends earlier once the new one is shown better. Two points lost"
+        " are found within so many, where the two differ on up to a tenth of the events. 0"
+        " switches the watch off.",
+    )
+    late_events: int = Field(
+        default=20_000,
+        ge=0,
+        description="Events without a label whose prediction is remembered, so that a label that"
+        " comes later counts for the version that answered.",
     )
     alpha: float = Field(
         default=0.05,

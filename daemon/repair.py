@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.config import Config
-from daemon.evidence import PairedTest
-from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
+from daemon.events import columns
+from daemon.evidence import PairedTest, Tally
+from daemon.gate import RECALL_EVENTS, Check, Trial, Verdict, anchor_check, artefact_checks
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Judge, Served, encoder_digest
+from daemon.served import Answer, Judge, Opinion, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
-from drift import Diagnosis
+from drift import Diagnosis, Slices
 from learn.examples import Examples
 from registry import ManifestDraft, Registry, RegistryError
 
@@ -39,6 +40,7 @@ log = logging.getLogger("driftd.repair")
 BACKLOG = 512
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+SLICED_EVENTS = 2000  # that the slices of a table are cut from
 SHOWN = 120  # characters of an input in the journal
 BOOTSTRAP_RETRY_SECONDS = 10.0
 
@@ -104,14 +106,14 @@ class Repair:
         if not known.any():
             return
         inputs, embeddings = inputs[known], answer.embeddings[known]
-        predicted, truth = answer.predicted[known], labels[known]
+        ours, truth = answer.opinion.take(known), labels[known]
         trial, probation = self.state.trial, self.state.probation
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
-            trial.observe(truth, other, predicted)
+            trial.observe(truth, other, ours, columns(inputs))
         if probation and self.yardstick:
             old = self.yardstick.predict(inputs, embeddings, champion.encoder)
-            probation.test.observe(predicted == truth, old == truth)
+            probation.test.observe(ours.predicted == truth, old.predicted == truth)
 
     def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
@@ -272,6 +274,8 @@ class Repair:
         state.incident = None
         if incident.cause == "drift" and outcome != "harmless":
             state.regime_event = incident.onset_event
+        if incident.kind == "concept" and outcome in ("repaired", "improved"):
+            state.memory.set_anchor(incident.onset_event, self.config.seed)
         state.rest_until = state.events + self.config.policy.cooldown_events
         if incident.cause == "improvement":
             return  # nothing had moved: the monitors go on as they were
@@ -452,7 +456,7 @@ class Repair:
             judges.append(Judge.open(folder, manifest, state.classes))
         rows = []
         for judge in judges:
-            right = float((judge.judge(embeddings) == found.labels).mean())
+            right = float((judge.judge(embeddings).predicted == found.labels).mean())
             rows.append({"version": judge.version, "accuracy": round(right, 4)})
         attempt = incident.attempts[-1]
         attempt.seconds = round(time.monotonic() - began, 3)
@@ -638,19 +642,38 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session, champion.session, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        names = state.classes.names
-        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from)
+        checks += self._anchored(challenger, champion, incident)
+        names, slices = state.classes.names, self._slices()
+        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from, slices)
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
         unseen = state.memory.unseen(since=incident.since_event, cutoff=self._cutoff, limit=BACKLOG)
         if len(unseen):
             unseen = self._embedded(unseen, champion)
-            truth = unseen.labels
-            ours = self._predict(challenger, unseen)
-            trial.observe(truth, ours, self._predict(champion, unseen))
+            ours, theirs = self._predict(challenger, unseen), self._predict(champion, unseen)
+            trial.observe(unseen.labels, ours, theirs, columns(unseen.inputs))
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
+
+    def _anchored(
+        self, challenger: Served, champion: Served, incident: Incident
+    ) -> Iterator[Check]:
+        """What the challenger has forgotten of the anchor; not where its labels hold no longer."""
+        anchor = self.state.memory.anchor
+        if not len(anchor) or incident.kind == "concept":
+            return
+        anchor = self._embedded(anchor, champion)
+        ours, theirs = self._predict(challenger, anchor), self._predict(champion, anchor)
+        tally = Tally()
+        truth = anchor.labels
+        tally.observe(ours.predicted == truth, theirs.predicted == truth)
+        yield anchor_check(tally, self.config.gate)
+
+    def _slices(self) -> Slices | None:
+        """The slices of the table that comes in now; None for texts."""
+        features = columns(self.state.memory.recent(SLICED_EVENTS).inputs)
+        return Slices.fit(features, self.config.gate.slices) if features else None
 
     def _embedded(self, examples: Examples, champion: Served) -> Examples:
         """The examples with the champion's embeddings; what is missing is computed and kept."""
@@ -665,12 +688,12 @@ class Repair:
         memory.adopt(examples.ids[missing], found[missing], champion.encoder)
         return examples.with_embeddings(found)
 
-    def _predict(self, served: Served, examples: Examples) -> NDArray[np.int64]:
+    def _predict(self, served: Served, examples: Examples) -> Opinion:
         found = examples.embeddings
         ours = self.state.memory.encoder == served.encoder
         if ours and found is not None and np.isfinite(found).all():
             return served.judge(found)
-        return served.answer(examples.inputs).predicted
+        return served.answer(examples.inputs).opinion
 
     def _judge_trial(self, trial: Trial, champion: Served) -> None:
         verdict = trial.verdict()
@@ -786,7 +809,7 @@ class Repair:
             self.registry.attach(probation.version, "probation", test.as_dict())
             self._roll_back(probation, reason)
             return True
-        if test.events >= self.config.probation.events:
+        if test.verdict == "better" or test.events >= self.config.probation.events:
             self.journal.write("probation-passed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
             state.probation, self.yardstick = None, None

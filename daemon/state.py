@@ -7,7 +7,7 @@ produced it.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.config import Config
 from daemon.evidence import PairedTest
-from daemon.gate import Check, Trial
+from daemon.gate import Trial
 from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.served import Classes, Served
@@ -119,15 +119,7 @@ class State:
             "online_test": self.online_test.state(),
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
-            "trial": trial
-            and {
-                "version": trial.version,
-                "rung": trial.rung,
-                "chosen_from": trial.chosen_from,
-                "checks": [asdict(check) for check in trial.checks],
-                "test": trial.test.state(),
-                "by_class": {str(k): t.state() for k, t in trial.by_class.items()},
-            },
+            "trial": trial.values() if trial else None,
             "probation": probation
             and {
                 "version": probation.version,
@@ -154,6 +146,8 @@ class State:
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
+        if self.trial is not None:
+            parts |= prefixed("trial", self.trial.arrays())
         for version, signature in self.regimes.items():
             parts |= prefixed(f"regimes/{version}", signature.arrays())
         return parts
@@ -183,7 +177,10 @@ class State:
             self.incident = Incident.from_dict(values["incident"])
             ended = [a for a in self.incident.attempts if a.outcome != "running"]
             self.incident.attempts = ended
-        self.trial = self._trial(values["trial"])
+        self.trial = None
+        if (found := values["trial"]) and "overall" in found:  # else of an older release
+            arrays_of_trial = under("trial", arrays)
+            self.trial = Trial.restored(gate, self.classes.names, found, arrays_of_trial)
         self.probation = None
         if found := values["probation"]:
             test = PairedTest.restored(self.config.probation.alpha, found["test"])
@@ -201,23 +198,3 @@ class State:
         }
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])
-
-    def _trial(self, values: dict[str, Any] | None) -> Trial | None:
-        if not values:
-            return None
-        gate = self.config.gate
-        checks = [Check(**check) for check in values["checks"]]
-        trial = Trial(
-            values["version"],
-            values["rung"],
-            gate,
-            self.classes.names,
-            checks,
-            values.get("chosen_from", 1),
-        )
-        trial.test = PairedTest.restored(trial.test.alpha, values["test"])
-        trial.by_class = {
-            int(k): PairedTest.restored(gate.alpha, counts)
-            for k, counts in values["by_class"].items()
-        }
-        return trial
