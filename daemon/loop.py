@@ -191,9 +191,10 @@ class Loop:
             return
         with self.metrics.inference_seconds().time():
             answer = self.champion.answer(batch.inputs)
-        right = answer.predicted[known] == labels[known]
-        state.prequential.observe(numbers[known], right)
-        self.repair.observe(batch.inputs, answer, labels, self.champion)
+        given = self._given(batch, answer, labels)
+        own = known & (given >= 0)
+        state.prequential.observe(numbers[own], given[own] == labels[own])
+        self.repair.observe(batch.inputs, answer, labels, given, self.champion)
         observed = Observations(
             answer.embeddings, answer.probabilities, labels, batch.times, batch.features
         )
@@ -207,6 +208,32 @@ class Loop:
             self._remember(batch, numbers, labels, answer, self.champion.encoder)
         state.events += len(batch)
         self._alarm(signals)
+
+    def _given(
+        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The class, int64 [n], that the champion gave each event; -1 where another version did.
+
+        A label that comes late counts for the version that answered, with the answer it gave.
+        """
+        state = self.state
+        assert state.champion is not None
+        given = answer.predicted.copy()
+        rows = np.flatnonzero(labels >= 0)
+        for row, made in zip(rows.tolist(), state.awaiting.settle(batch.ids[rows]), strict=True):
+            if made is None:
+                continue
+            version, given[row] = made
+            mine = version == state.champion
+            self.metrics.late_labels("champion" if mine else "earlier").inc()
+            if not mine:
+                state.record(version, given[row : row + 1] == labels[row])
+                given[row] = -1
+        own = rows[given[rows] >= 0]
+        state.record(state.champion, given[own] == labels[own])
+        waiting = labels < 0
+        state.awaiting.remember(batch.ids[waiting], answer.predicted[waiting], state.champion)
+        return given
 
     def _alarm(self, signals: list[Signal]) -> None:
         for signal in signals:
@@ -489,6 +516,8 @@ class Loop:
                 "previous": probation.previous,
                 **probation.test.as_dict(),
             },
+            "versions": {version: asdict(record) for version, record in state.records.items()},
+            "awaiting_labels": len(state.awaiting),
             "memory": state.memory.sizes(),
             "checkpoint_age_seconds": round(time.monotonic() - self._checkpointed[0], 1),
         }

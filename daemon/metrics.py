@@ -54,6 +54,9 @@ class Metrics:
             "Accuracy that the model's confidence promises, labels not looked at.",
             "bound",
         )
+        self.late_labels = self._counter(
+            "late_labels", "Labels that came after the answer, by who gave it.", "answered"
+        )
         self.inference_seconds = self._histogram(
             "inference_seconds", "The daemon's forward pass of one batch.", LATENCY
         )

@@ -96,24 +96,28 @@ class Repair:
         inputs: NDArray[np.generic],
         answer: Answer,
         labels: NDArray[np.int64],
+        given: NDArray[np.int64],
         champion: Served,
     ) -> None:
         """Judge the challenger and the yardstick on a batch of events, before any learning.
 
-        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived.
+        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived. given: int64
+        [n], the class that the champion answered when the event came, -1 where it was not the
+        champion that did: those say nothing of its probation.
         """
         known = labels >= 0
         if not known.any():
             return
         inputs, embeddings = inputs[known], answer.embeddings[known]
-        ours, truth = answer.opinion.take(known), labels[known]
+        ours, truth, given = answer.opinion.take(known), labels[known], given[known]
         trial, probation = self.state.trial, self.state.probation
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
             trial.observe(truth, other, ours, columns(inputs))
         if probation and self.yardstick:
-            old = self.yardstick.predict(inputs, embeddings, champion.encoder)
-            probation.test.observe(ours.predicted == truth, old.predicted == truth)
+            old = self.yardstick.predict(inputs, embeddings, champion.encoder).predicted
+            own = given >= 0
+            probation.test.observe((given == truth)[own], (old == truth)[own])
 
     def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.

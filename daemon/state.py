@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from daemon.awaiting import Awaiting
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.config import Config
 from daemon.evidence import PairedTest
@@ -27,6 +29,7 @@ from learn.online import OnlineHead
 
 DAY = 86_400.0
 KNOWN_REGIMES = 64
+KNOWN_RECORDS = 64
 
 
 @dataclass(slots=True)
@@ -39,6 +42,14 @@ class Probation:
     test: PairedTest = field(default_factory=PairedTest)
 
 
+@dataclass(slots=True)
+class Record:
+    """What became of one version's answers: those whose label has come, and the right ones."""
+
+    labelled: int = 0
+    right: int = 0
+
+
 class State:
     """The daemon's knowledge, in memory."""
 
@@ -48,6 +59,9 @@ class State:
         self.memory = Memory(config.memory)
         self.watch = Watch(config.drift, config.policy.settle_events)
         self.prequential = Prequential()
+        self.awaiting = Awaiting(config.probation.late_events)
+        #: By version; those of the oldest are forgotten.
+        self.records: dict[str, Record] = {}
         self.events = 0
         self.positions: dict[tuple[str, int], int] = {}
         self.champion: str | None = None
@@ -76,6 +90,14 @@ class State:
         self.prequential.restart()
         self.watch.rearm(served.encoder)
         self.restart_online(served)
+
+    def record(self, version: str, right: NDArray[np.bool_]) -> None:
+        """Labels came, bool [n], for answers that ``version`` gave."""
+        found = self.records.setdefault(version, Record())
+        found.labelled += len(right)
+        found.right += int(right.sum())
+        while len(self.records) > KNOWN_RECORDS:
+            del self.records[next(iter(self.records))]
 
     def know_regime(self, signature: Signature) -> None:
         """The champion is at home in this regime; an alarm may find that it came back."""
@@ -133,6 +155,7 @@ class State:
             "learned_event": self.learned_event,
             "taught": self.taught,
             "regimes": list(self.regimes),
+            "records": {v: [r.labelled, r.right] for v, r in self.records.items()},
             "promotions": self.promotions,
             "failed": self.failed,
         }
@@ -143,6 +166,7 @@ class State:
             **prefixed("memory", self.memory.state()),
             **prefixed("watch", self.watch.state()),
             **prefixed("prequential", self.prequential.state()),
+            **prefixed("awaiting", self.awaiting.state()),
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
@@ -163,6 +187,9 @@ class State:
         self.memory.restore(under("memory", arrays))
         self.watch.restore(under("watch", arrays))
         self.prequential.restore(under("prequential", arrays))
+        if awaiting := under("awaiting", arrays):
+            self.awaiting.restore(awaiting)
+        self.records = {v: Record(*counts) for v, counts in values.get("records", {}).items()}
         self.events = values["events"]
         self.positions = {(t, p): offset for t, p, offset in values["positions"]}
         self.champion = values["champion"]

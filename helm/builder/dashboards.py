@@ -543,6 +543,14 @@ LIFE = dashboard(
                 "Since the daemon started: by a failed probation, or by an operator.",
             ),
             graph(
+                "Late labels, a minute",
+                {
+                    "answered by the {{answered}}": f"60 * {rate('driftd_late_labels_total')}",
+                },
+                "Labels that came after the answer. Those of an earlier version's answers say "
+                "nothing of the champion.",
+            ),
+            graph(
                 "Trial and probation",
                 {
                     "on probation": of("driftd_probation"),

@@ -13,10 +13,13 @@ from daemon.checkpoint import CheckpointStore
 from daemon.cli.app import run
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, open_dead_letters
+from daemon.events import EventBatch
 from daemon.loop import Loop
+from daemon.served import Opinion
 from daemon.sources import open_source
+from daemon.state import State
 from daemon.trainer import Trainer
-from registry import open_registry
+from registry import ManifestDraft, open_registry
 
 TURN = 1500
 
@@ -295,4 +298,85 @@ def test_reading_pauses_while_dead_letters_cannot_be_delivered(config, monkeypat
     assert loop.state.events == 0
     monkeypatch.undo()
     assert loop.step() > 0
+    loop.close("the test is over")
+
+
+def batch_of(loop, numbers, labels):
+    """Events of the table by number, all alike but for their ids, with labels or None."""
+    n = len(numbers)
+    inputs = np.zeros(n, dtype=[("a", "<f8"), ("b", "<f8")])
+    inputs["a"] = 2.0
+    texts = np.empty(n, dtype=object)
+    texts[:] = labels
+    return EventBatch(
+        ids=np.array([f"late{i}" for i in numbers], dtype=object),
+        times=np.full(n, time.time()),
+        inputs=inputs,
+        labels=texts,
+        topics=np.array(["t"] * n, dtype=object),
+        partitions=np.zeros(n, dtype=np.int32),
+        offsets=np.array(numbers, dtype=np.int64),
+    )
+
+
+class AlwaysNo:
+    """A yardstick that answers "no", which is right below."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def predict(self, inputs, embeddings, encoder):
+        return Opinion(np.full(len(inputs), self.number), np.ones(len(inputs), np.float32))
+
+
+def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    first = loop.champion.version
+    none = [None] * 60
+    loop.take_in(batch_of(loop, range(60), none))
+    assert len(loop.state.awaiting) == 60
+
+    # The same model again, under a new name: on probation against the first.
+    folder = tmp_path / "twin"
+    folder.mkdir()
+    for file in loop.registry.path(first).iterdir():
+        if file.name != "manifest.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    manifest = loop.registry.version(first).manifest
+    draft = ManifestDraft.model_validate(
+        {name: getattr(manifest, name) for name in ManifestDraft.model_fields}
+    )
+    twin = loop.registry.publish(folder, draft, actor="test").id
+    loop.registry.promote(twin, actor="test", reason="a twin")
+    loop.follow()
+    assert loop.state.probation.previous == first
+    loop.repair.yardstick = AlwaysNo(loop.state.classes.add("no"))
+
+    # All that the first version answered was wrong, as it now turns out.
+    loop.take_in(batch_of(loop, range(60), ["no"] * 60))
+    record = loop.state.records
+    assert (record[first].labelled, record[first].right) == (60, 0)
+    assert loop.state.probation.test.events == 0
+    assert loop.state.prequential.labelled == 0
+    assert not loop.repair._judge_probation()
+
+    # And now what the twin answered: it is taken back within the batch that shows it.
+    loop.take_in(batch_of(loop, range(100, 160), none))
+    restored = State(config)
+    loop.checkpoint()
+    restored.restore(loop.checkpoints.load())
+    assert len(restored.awaiting) == 60
+    assert restored.records == record
+    loop.take_in(batch_of(loop, range(100, 160), ["no"] * 60))
+    assert (record[twin].labelled, record[twin].right) == (60, 0)
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    loop.follow()
+    assert loop.champion.version == first
+    late = 'driftd_late_labels_total{answered="%s",model="model"} 60.0'
+    exposition = loop.metrics.exposition().decode()
+    assert late % "champion" in exposition
+    assert late % "earlier" in exposition
     loop.close("the test is over")
