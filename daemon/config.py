@@ -18,6 +18,7 @@ from daemon.policy_config import (
     BootstrapConfig,
     CheckpointConfig,
     GateConfig,
+    GuardConfig,
     HttpConfig,
     LogConfig,
     PolicyConfig,
@@ -85,6 +86,9 @@ class Config(Section):
     )
     probation: ProbationConfig = Field(
         default_factory=ProbationConfig, description="The watch after a promotion."
+    )
+    guard: GuardConfig = Field(
+        default_factory=GuardConfig, description="Labels that are held back."
     )
     trainer: TrainerConfig = Field(
         default_factory=TrainerConfig, description="Limits of the process that trains."

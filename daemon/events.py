@@ -21,6 +21,7 @@ class EventBatch:
     ids: object [n] of str. times: float64 [n], seconds since the epoch (event time).
     inputs: [n], see the module's docstring. labels: object [n] of str, or None where the label
     has not arrived. topics: object [n] of str; partitions: int32 [n]; offsets: int64 [n].
+    labellers: object [n] of str, or None where it is not known who gave the label.
     """
 
     ids: NDArray[np.object_]
@@ -30,6 +31,7 @@ class EventBatch:
     topics: NDArray[np.object_]
     partitions: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    labellers: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,7 +43,11 @@ class EventBatch:
 
     def take(self, index: NDArray[np.generic]) -> EventBatch:
         """The events at ``index`` (integer positions or a boolean mask), as a new batch."""
-        return EventBatch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        taken: dict[str, Any] = {}
+        for f in fields(self):
+            values = getattr(self, f.name)
+            taken[f.name] = None if values is None else values[index]
+        return EventBatch(**taken)
 
 
 def columns(inputs: NDArray[Any]) -> dict[str, NDArray[np.generic]]:

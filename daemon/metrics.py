@@ -67,6 +67,12 @@ class Metrics:
         )
         self.new_classes = self._counter("new_classes", "Labels seen for the first time.")
         self.memory_events = self._gauge("memory_events", "Events in memory.", "part")
+        # Labels that are held back.
+        self.quarantined = self._counter("quarantined", "Labels held back.", "cause")
+        self.quarantine_cases = self._gauge(
+            "quarantine_cases", "Cases of labels held back that wait for an operator."
+        )
+        self.quarantine_events = self._gauge("quarantine_events", "Labelled events held back now.")
         # Drift.
         self.drift_score = self._gauge("drift_score", "A detector's score.", "detector", "kind")
         self.drift_threshold = self._gauge(

@@ -222,6 +222,53 @@ class GateConfig(Section):
         return self
 
 
+class GuardConfig(Section):
+    """Labels that should not be learned are held back. Labellers: see `fields.labeller`."""
+
+    confidence: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="How sure the champion must be for its agreement with the online head and the"
+        " nearest neighbours to count as high.",
+    )
+    contradictions: float = Field(
+        default=0.1,
+        gt=0,
+        lt=0.5,
+        description="Share of the labels against high agreement that is taken for noise, whoever"
+        " gives them. Clean streams have one to three percent.",
+    )
+    by_class: bool = Field(
+        default=False,
+        description="Watch each class too, for streams that do not say who labelled. Off, as a"
+        " drift that creeps into one class looks like wrong labels until most have moved.",
+    )
+    flood_labels: int = Field(
+        default=500,
+        ge=50,
+        description="Latest labels among which a burst of one labeller is looked for. What is"
+        " usual is counted over ten times as many.",
+    )
+    flood_factor: float = Field(
+        default=5.0,
+        ge=1,
+        description="How many times its usual share of the labels a labeller may give. A new one"
+        " that brings a backlog is a burst: release it, if that is what it is.",
+    )
+    hold_events: int = Field(
+        default=10_000,
+        ge=1,
+        description="Events after which a case that no operator has released is dropped, and its"
+        " labels are never learned.",
+    )
+    hold_most: int = Field(
+        default=2000,
+        ge=1,
+        description="Labelled events that are held for one case; of more, the newest.",
+    )
+
+
 class ProbationConfig(Section):
     """The watch over a version that was just promoted."""
 

@@ -84,6 +84,11 @@ class Answer:
     probabilities: NDArray[np.float32]
     embeddings: NDArray[np.float32]
 
+    def take(self, index: NDArray[np.generic]) -> Answer:
+        """The answers to the events at ``index`` (positions or a mask)."""
+        found = (self.predicted, self.probabilities, self.embeddings)
+        return Answer(*(part[index] for part in found))
+
     @property
     def opinion(self) -> Opinion:
         """The answer without the rest."""

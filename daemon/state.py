@@ -18,8 +18,10 @@ from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.config import Config
 from daemon.evidence import PairedTest
 from daemon.gate import Trial
+from daemon.guard import Guard
 from daemon.policy import Incident
 from daemon.prequential import Prequential
+from daemon.quarantine import Quarantine
 from daemon.served import Classes, Served
 from daemon.watch import Watch
 from drift import Signature
@@ -60,6 +62,8 @@ class State:
         self.watch = Watch(config.drift, config.policy.settle_events)
         self.prequential = Prequential()
         self.awaiting = Awaiting(config.probation.late_events)
+        self.guard = Guard(config.guard)
+        self.quarantine = Quarantine()
         #: By version; those of the oldest are forgotten.
         self.records: dict[str, Record] = {}
         self.events = 0
@@ -155,6 +159,7 @@ class State:
             "learned_event": self.learned_event,
             "taught": self.taught,
             "regimes": list(self.regimes),
+            "quarantine": self.quarantine.values(),
             "records": {v: [r.labelled, r.right] for v, r in self.records.items()},
             "promotions": self.promotions,
             "failed": self.failed,
@@ -167,6 +172,8 @@ class State:
             **prefixed("watch", self.watch.state()),
             **prefixed("prequential", self.prequential.state()),
             **prefixed("awaiting", self.awaiting.state()),
+            **prefixed("guard", self.guard.state()),
+            **prefixed("quarantine", self.quarantine.arrays()),
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
@@ -189,6 +196,10 @@ class State:
         self.prequential.restore(under("prequential", arrays))
         if awaiting := under("awaiting", arrays):
             self.awaiting.restore(awaiting)
+        if guard := under("guard", arrays):
+            self.guard.restore(guard)
+        if found := values.get("quarantine"):
+            self.quarantine.restore(found, under("quarantine", arrays))
         self.records = {v: Record(*counts) for v, counts in values.get("records", {}).items()}
         self.events = values["events"]
         self.positions = {(t, p): offset for t, p, offset in values["positions"]}

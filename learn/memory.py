@@ -100,6 +100,20 @@ class Memory:
         self._replay = _adopted(self._replay, row, embeddings)
         self.anchor = _adopted(self.anchor, row, embeddings)
 
+    def take_out(self, ids: NDArray[np.object_]) -> Examples:
+        """Forget the events of these ids, but for the anchor; what there was of them."""
+        self._settle()
+        wanted = set(ids.tolist())
+        found = []
+        parts = []
+        for part in (self._recent, self._replay):
+            mine = np.fromiter((i in wanted for i in part.ids), np.bool_, count=len(part))
+            found.append(part.take(mine))
+            parts.append(part.take(~mine))
+        self._recent, self._replay = parts
+        self._judging = None
+        return Examples.concatenate(found)
+
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
         self._settle()

@@ -14,6 +14,7 @@ from daemon.cli.app import run
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, open_dead_letters
 from daemon.events import EventBatch
+from daemon.guard import Finding
 from daemon.loop import Loop
 from daemon.served import Opinion
 from daemon.sources import open_source
@@ -379,4 +380,30 @@ def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
     exposition = loop.metrics.exposition().decode()
     assert late % "champion" in exposition
     assert late % "earlier" in exposition
+    loop.close("the test is over")
+
+
+def test_an_operator_decides_about_labels_that_are_held(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    finding = Finding("labeller", "dan", "always wrong")
+    for number, action in ((1, "release"), (2, "drop")):
+        case = loop.state.quarantine.open(finding, loop.state.events, loop.champion.encoder)
+        held = loop.state.memory.take_out(loop.state.memory.recent(20).ids)
+        case.hold(held, 100)
+        known = loop.state.memory.labelled
+        body = {"action": action, "case": f"q000{number}"}
+        loop.registry.request("quarantine", body, actor="test", reason="looked at")
+        assert loop.status()["quarantine"][0]["held"] == 20
+        loop._serve_requests()
+        assert loop.state.quarantine.cases == {}
+        assert loop.registry.requests() == []
+        assert loop.state.memory.labelled - known == (20 if action == "release" else 0)
+    kinds = [row.kind for row in loop.registry.journal.rows()]
+    assert [kind for kind in kinds if kind.startswith("quarantine-")] == [
+        "quarantine-released",
+        "quarantine-dropped",
+    ]
     loop.close("the test is over")
