@@ -426,6 +426,7 @@ class Loop:
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
+        self.metrics.canary_share().set(state.canary.share / 100 if state.canary else 0)
         self.metrics.probation().set(state.probation is not None)
         self.metrics.quarantine_cases().set(len(state.quarantine.cases))
         self.metrics.quarantine_events().set(len(state.quarantine))
@@ -463,6 +464,7 @@ class Loop:
         """A snapshot of everything an operator asks first, as plain values."""
         state, job = self.state, self.repair.trainer.job
         incident, trial, probation = state.incident, state.trial, state.probation
+        canary = state.canary
         watch = state.watch
         return {
             "model": self.config.name,
@@ -505,6 +507,7 @@ class Loop:
             "incident": incident.as_dict() if incident else None,
             "refresh": job and {"rung": job.rung, "seconds": round(self.repair.trainer.seconds, 1)},
             "trial": trial.as_dict() if trial else None,
+            "canary": canary and {"version": canary.version, "share": canary.share},
             "probation": probation
             and {
                 "version": probation.version,
@@ -524,6 +527,8 @@ class Loop:
             return "paused"
         if self.champion is None:
             return "bootstrapping"
+        if state.canary:
+            return "canary"
         if state.trial:
             return "trial"
         if self.repair.trainer.running:

@@ -111,6 +111,9 @@ class Metrics:
         # Decisions.
         self.verdicts = self._counter("gate_verdicts", "The gate's verdicts.", "verdict", "rung")
         self.trial_events = self._gauge("trial_events", "Unseen events judged in the open trial.")
+        self.canary_share = self._gauge(
+            "canary_share", "Share of the traffic that a challenger answers, 0 to 1."
+        )
         self.promotions = self._counter("promotions", "Promotions.", "rung")
         self.rollbacks = self._counter("rollbacks", "Rollbacks.", "cause")
         self.probation = self._gauge("probation", "1 while a promotion is on probation.")

@@ -125,6 +125,54 @@ class PolicyConfig(Section):
         return self
 
 
+class CanaryConfig(Section):
+    """Live traffic for a challenger that has passed the gate, before it is promoted."""
+
+    steps: tuple[float, ...] = Field(
+        default=(),
+        description="Shares of the traffic in percent, such as [5, 25, 50, 100], one after the"
+        " other. Empty: what passes the gate is promoted at once, and probation watches it.",
+    )
+    min_requests: int = Field(
+        default=200,
+        ge=1,
+        description="Requests that the challenger answers on each step at least.",
+    )
+    max_requests: int = Field(
+        default=100_000,
+        ge=1,
+        description="Requests after which a step that is still undecided sends it back.",
+    )
+    error_margin: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="How much more often than the champion's its requests may fail (share).",
+    )
+    slow_margin: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="How much more often than the champion's its requests may be slow (share).",
+    )
+    slow_seconds: float = Field(
+        default=0.25, gt=0, description="From where on a server counts a request as slow."
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanaryConfig:
+        if list(self.steps) != sorted(set(self.steps)) or any(
+            not 0 < step <= 100 for step in self.steps
+        ):
+            raise ValueError("steps must rise, above 0 and up to 100 percent")
+        if self.max_requests < self.min_requests:
+            raise ValueError(
+                f"max_requests ({self.max_requests}) must be at least min_requests"
+                f" ({self.min_requests})"
+            )
+        return self
+
+
 class GateConfig(Section):
     """The test that a challenger must pass before it serves."""
 
@@ -211,6 +259,9 @@ class GateConfig(Section):
         ge=0,
         le=100,
         description="Points of accuracy that INT8 may lose against the trained FP32 model.",
+    )
+    canary: CanaryConfig = Field(
+        default_factory=CanaryConfig, description="Live traffic before the promotion."
     )
 
     @model_validator(mode="after")

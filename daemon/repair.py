@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.canary import Canary
 from daemon.config import Config
 from daemon.events import columns
 from daemon.evidence import PairedTest, Tally
@@ -88,8 +89,18 @@ class Repair:
         except RegistryError as error:
             log.error("cannot go on with the trial or probation: %s", error)
             self.journal.write("trial-dropped", reason=str(error))
-            state.trial = state.probation = None
+            state.trial = state.canary = state.probation = None
             self.challenger = self.yardstick = None
+        self._resume_canary()
+
+    def _resume_canary(self) -> None:
+        """The step begins anew: the checkpoint may be older than the routing, or know nothing."""
+        canary, reason = self.state.canary, "the daemon was restarted"
+        routing = self.registry.routing()
+        if canary is not None:
+            self._route(canary, reason)
+        elif routing.mode == "canary" and routing.actor == self.actor:
+            self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def observe(
         self,
@@ -114,6 +125,9 @@ class Repair:
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
             trial.observe(truth, other, ours, columns(inputs))
+            if self.state.canary:
+                right = other.predicted == truth
+                self.state.canary.test.observe(right, ours.predicted == truth)
         if probation and self.yardstick:
             old = self.yardstick.predict(inputs, embeddings, champion.encoder).predicted
             own = given >= 0
@@ -242,7 +256,8 @@ class Repair:
         state = self.state
         if state.trial:
             if not pinned and not paused:
-                self._judge_trial(state.trial, champion)
+                judge = self._judge_canary if state.canary else self._judge_trial
+                judge(state.trial, champion)
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
@@ -709,10 +724,65 @@ class Repair:
         self.journal.write(
             "verdict", incident=self._incident_id(), champion=champion.version, **evidence
         )
-        if verdict.decision == "promote":
-            self._promote(trial, verdict, champion)
-        else:
+        if verdict.decision == "reject":
             self._reject(trial, verdict)
+        elif self.config.gate.canary.steps and trial.rung != "recall":
+            self._begin_canary(trial, verdict)
+        else:
+            self._promote(trial, verdict, champion)
+
+    def _begin_canary(self, trial: Trial, verdict: Verdict) -> None:
+        gate = self.config.gate
+        canary = Canary(trial.version, gate.canary, gate.alpha)
+        if self._route(canary, verdict.reason):
+            self.state.canary = canary
+            self.journal.write("canary-step", version=trial.version, share=canary.share)
+
+    def _route(self, canary: Canary, reason: str) -> bool:
+        """Give the challenger its share; False if the trial is over, as somebody else decided."""
+        try:
+            routing = self.registry.route(
+                canary.version,
+                mode="canary",
+                share=canary.share,
+                slow_seconds=canary.config.slow_seconds,
+                actor=self.actor,
+                reason=reason,
+            )
+        except RegistryError as error:
+            self._drop_trial(str(error))
+            self._attempt_ended("rejected", str(error))
+            return False
+        canary.generation = routing.generation
+        return True
+
+    def _judge_canary(self, trial: Trial, champion: Served) -> None:
+        """The next step, the promotion after the last one, or back."""
+        canary = self.state.canary
+        assert canary is not None
+        traffic = self.registry.traffic(canary.generation)
+        step, verdict = canary.judge(traffic)
+        if step == "wait":
+            return
+        evidence = canary.as_dict(traffic)
+        self.registry.attach(trial.version, "canary", evidence)
+        if step == "back":
+            self.journal.write("canary-back", **evidence)
+            self._reject(trial, verdict)
+        elif canary.last:
+            self.journal.write("canary-passed", **evidence)
+            self._promote(trial, trial.verdict(), champion)
+        else:
+            canary.climb(canary.generation, traffic)
+            if self._route(canary, verdict.reason):
+                self.journal.write("canary-step", **{**evidence, "share": canary.share})
+
+    def _end_canary(self, reason: str) -> None:
+        """The challenger sees no more traffic."""
+        if self.state.canary is None:
+            return
+        self.state.canary = None
+        self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def _promote(self, trial: Trial, verdict: Verdict, champion: Served) -> None:
         state = self.state
@@ -728,6 +798,7 @@ class Repair:
             self._drop_trial(str(error))
             self._attempt_ended("rejected", str(error))
             return
+        self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
         state.promotions.append(time.time())
         self.metrics.promotions(trial.rung).inc()
@@ -749,6 +820,7 @@ class Repair:
     def _reject(self, trial: Trial, verdict: Verdict) -> None:
         state = self.state
         state.failed.append(trial.version)
+        self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
         self.registry.set_challenger(None, actor=self.actor, reason=verdict.reason)
         self._attempt_ended("rejected", verdict.reason, gain=trial.test.gain)
@@ -757,6 +829,7 @@ class Repair:
         if self.state.trial:
             version = self.state.trial.version
             self.journal.write("trial-dropped", version=version, reason=reason)
+        self._end_canary(reason)
         self.state.trial, self.challenger = None, None
 
     def _attempt_ended(

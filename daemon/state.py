@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.awaiting import Awaiting
+from daemon.canary import Canary
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.config import Config
 from daemon.evidence import PairedTest
@@ -76,6 +77,8 @@ class State:
         self.incident: Incident | None = None
         self.incidents = 0
         self.trial: Trial | None = None
+        #: Of the trial's version, once the gate has let it pass.
+        self.canary: Canary | None = None
         self.probation: Probation | None = None
         #: Alarms are held, and improvements not proposed, before these events.
         self.quiet_until = self.rest_until = 0
@@ -146,6 +149,7 @@ class State:
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
             "trial": trial.values() if trial else None,
+            "canary": self.canary.values() if self.canary else None,
             "probation": probation
             and {
                 "version": probation.version,
@@ -219,6 +223,9 @@ class State:
         if (found := values["trial"]) and "overall" in found:  # else of an older release
             arrays_of_trial = under("trial", arrays)
             self.trial = Trial.restored(gate, self.classes.names, found, arrays_of_trial)
+        self.canary = None
+        if (found := values.get("canary")) and self.trial and gate.canary.steps:
+            self.canary = Canary.restored(gate.canary, gate.alpha, found)
         self.probation = None
         if found := values["probation"]:
             test = PairedTest.restored(self.config.probation.alpha, found["test"])

@@ -563,6 +563,7 @@ LIFE = dashboard(
             graph(
                 "Trial and probation",
                 {
+                    "canary's share": of("driftd_canary_share"),
                     "on probation": of("driftd_probation"),
                     "paused": of("driftd_paused"),
                     "pinned": of("driftd_pinned"),

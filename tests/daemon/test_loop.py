@@ -16,11 +16,13 @@ from daemon.dead_letters import DeadLetterError, open_dead_letters
 from daemon.events import EventBatch
 from daemon.guard import Finding
 from daemon.loop import Loop
+from daemon.policy import Attempt, Incident
+from daemon.policy_config import CanaryConfig
 from daemon.served import Opinion
 from daemon.sources import open_source
 from daemon.state import State
 from daemon.trainer import Trainer
-from registry import ManifestDraft, open_registry
+from registry import Counts, ManifestDraft, Traffic, open_registry
 
 TURN = 1500
 
@@ -330,6 +332,20 @@ class AlwaysNo:
         return Opinion(np.full(len(inputs), self.number), np.ones(len(inputs), np.float32))
 
 
+def twin_of(loop, version, tmp_path):
+    """The same model again, published under a new name."""
+    folder = tmp_path / "twin"
+    folder.mkdir()
+    for file in loop.registry.path(version).iterdir():
+        if file.name != "manifest.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    manifest = loop.registry.version(version).manifest
+    draft = ManifestDraft.model_validate(
+        {name: getattr(manifest, name) for name in ManifestDraft.model_fields}
+    )
+    return loop.registry.publish(folder, draft, actor="test").id
+
+
 def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
     loop = make_loop(config)
     loop.start()
@@ -341,16 +357,7 @@ def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
     assert len(loop.state.awaiting) == 60
 
     # The same model again, under a new name: on probation against the first.
-    folder = tmp_path / "twin"
-    folder.mkdir()
-    for file in loop.registry.path(first).iterdir():
-        if file.name != "manifest.json":
-            (folder / file.name).write_bytes(file.read_bytes())
-    manifest = loop.registry.version(first).manifest
-    draft = ManifestDraft.model_validate(
-        {name: getattr(manifest, name) for name in ManifestDraft.model_fields}
-    )
-    twin = loop.registry.publish(folder, draft, actor="test").id
+    twin = twin_of(loop, first, tmp_path)
     loop.registry.promote(twin, actor="test", reason="a twin")
     loop.follow()
     assert loop.state.probation.previous == first
@@ -406,4 +413,84 @@ def test_an_operator_decides_about_labels_that_are_held(config):
         "quarantine-released",
         "quarantine-dropped",
     ]
+    loop.close("the test is over")
+
+
+def test_what_passed_the_gate_climbs_a_canary_and_is_promoted_after_it(config, tmp_path):
+    gate = config.gate.model_copy(update={"canary": CanaryConfig(steps=(10, 50))})
+    loop = make_loop(config.model_copy(update={"gate": gate}))
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    first, registry = loop.champion.version, loop.registry
+    twin = twin_of(loop, first, tmp_path)
+    now = loop.state.events
+    loop.state.incident = Incident(
+        id="i0009", cause="operator", kind="request", opened_event=now, onset_event=now,
+        since_event=now, reference_accuracy=1.0, only="head", attempts=[Attempt("head", now)],
+    )  # fmt: skip
+    loop.repair._begin_trial(twin, "head", loop.champion)
+    loop.state.trial.test.observe(np.ones(60, bool), np.zeros(60, bool))
+
+    def turn():
+        loop.repair.advance(loop.champion, paused=False, pinned=False)
+        loop.follow()
+
+    def report(errors):
+        counts = Counts(3000, errors, 0), Counts(27_000, 0, 0)
+        registry.report("server", Traffic(registry.routing().generation, *counts))
+
+    turn()
+    assert (registry.routing().challenger, registry.routing().share) == (twin, 10)
+    assert loop.status()["state"] == "canary"
+    turn()  # nothing is known of it yet
+    assert registry.routing().share == 10
+    report(errors=0)
+    turn()
+    assert registry.routing().share == 50
+
+    # A restart from the checkpoint: the step begins anew, under a routing of its own.
+    loop.checkpoint()
+    before = registry.routing().generation
+    again = make_loop(loop.config)
+    again.start()
+    assert again.state.canary.share == registry.routing().share == 50
+    assert again.state.canary.generation == registry.routing().generation > before
+    again.source.close()
+    loop.state.canary.generation = registry.routing().generation
+
+    report(errors=0)
+    turn()
+    assert loop.champion.version == twin
+    assert registry.routing().mode == "off"
+    assert loop.state.canary is None
+    kinds = [row.kind for row in registry.journal.rows() if row.kind.startswith("canary")]
+    assert kinds == ["canary-step", "canary-step", "canary-passed"]
+    assert "canary" in [found["name"] for found in registry.evidence(twin)]
+    loop.close("the test is over")
+
+
+def test_a_canary_that_fails_requests_goes_back(config, tmp_path):
+    gate = config.gate.model_copy(update={"canary": CanaryConfig(steps=(10, 50))})
+    loop = make_loop(config.model_copy(update={"gate": gate}))
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    first, registry = loop.champion.version, loop.registry
+    twin = twin_of(loop, first, tmp_path)
+    loop.repair.request("head", "a try")
+    loop.state.incident.attempts.append(Attempt("head", loop.state.events))
+    loop.repair._begin_trial(twin, "head", loop.champion)
+    loop.state.trial.test.observe(np.ones(60, bool), np.zeros(60, bool))
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    counts = Counts(300, 90, 0), Counts(2700, 0, 0)
+    registry.report("server", Traffic(registry.routing().generation, *counts))
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    loop.follow()
+    assert loop.champion.version == first
+    assert registry.routing().mode == "off"
+    assert loop.state.trial is None
+    assert twin in loop.state.failed
+    back = next(iter(registry.journal.rows(kinds=("canary-back",))))
+    assert "errors" in back.fields["reason"]
     loop.close("the test is over")
