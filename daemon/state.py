@@ -25,7 +25,7 @@ from daemon.prequential import Prequential
 from daemon.quarantine import Quarantine
 from daemon.served import Classes, Served
 from daemon.watch import Watch
-from drift import Signature
+from drift import Reference, Signature
 from learn.head import Head
 from learn.memory import Memory
 from learn.online import OnlineHead
@@ -80,6 +80,8 @@ class State:
         #: Of the trial's version, once the gate has let it pass.
         self.canary: Canary | None = None
         self.probation: Probation | None = None
+        #: The champion before, and what was normal for it, should it come back.
+        self.former: tuple[str, Reference] | None = None
         #: Alarms are held, and improvements not proposed, before these events.
         self.quiet_until = self.rest_until = 0
         #: Where the present regime began, and up to where a refresh has learned from it.
@@ -93,9 +95,13 @@ class State:
 
     def follow_champion(self, served: Served, since: float) -> None:
         """``served`` is the champion from now on: what was measured of the old one is void."""
+        left, normal, former = self.champion, self.watch.reference, self.former
         self.champion, self.champion_event, self.champion_since = served.version, self.events, since
         self.prequential.restart()
         self.watch.rearm(served.encoder)
+        if former is not None and former[0] == served.version:
+            self.watch.adopt(former[1])
+        self.former = (left, normal) if left is not None and normal is not None else None
         self.restart_online(served)
 
     def record(self, version: str, right: NDArray[np.bool_]) -> None:
@@ -163,6 +169,7 @@ class State:
             "learned_event": self.learned_event,
             "taught": self.taught,
             "regimes": list(self.regimes),
+            "former": self.former[0] if self.former else None,
             "quarantine": self.quarantine.values(),
             "records": {v: [r.labelled, r.right] for v, r in self.records.items()},
             "promotions": self.promotions,
@@ -183,6 +190,8 @@ class State:
             parts |= prefixed("online", self.online.state())
         if self.trial is not None:
             parts |= prefixed("trial", self.trial.arrays())
+        if self.former is not None:
+            parts |= prefixed("former", self.former[1].arrays())
         for version, signature in self.regimes.items():
             parts |= prefixed(f"regimes/{version}", signature.arrays())
         return parts
@@ -241,5 +250,8 @@ class State:
             version: Signature.from_arrays(under(f"regimes/{version}", arrays))
             for version in values.get("regimes", ())
         }
+        self.former = None
+        if version := values.get("former"):
+            self.former = version, Reference.from_arrays(under("former", arrays))
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])

@@ -494,3 +494,26 @@ def test_a_canary_that_fails_requests_goes_back(config, tmp_path):
     back = next(iter(registry.journal.rows(kinds=("canary-back",))))
     assert "errors" in back.fields["reason"]
     loop.close("the test is over")
+
+
+def test_a_champion_that_is_back_knows_what_was_normal_for_it(config, tmp_path):
+    loop = make_loop(config)
+    loop.start()
+    while not loop.state.watch.armed:
+        loop.step()
+    first, normal = loop.champion.version, loop.state.watch.reference_accuracy
+    twin = twin_of(loop, first, tmp_path)
+    loop.registry.promote(twin, actor="test", reason="a try")
+    loop.follow()
+    assert not loop.state.watch.armed
+    loop.checkpoint()
+    restored = State(config)
+    restored.restore(loop.checkpoints.load())
+    assert restored.former[0] == first
+    assert len(restored.former[1]) == len(loop.state.former[1])
+    loop.registry.rollback(actor="test", reason="no good", withdraw=False)
+    loop.follow()
+    assert loop.champion.version == first
+    assert loop.state.watch.armed
+    assert loop.state.watch.reference_accuracy == normal
+    loop.close("the test is over")
