@@ -164,7 +164,7 @@ def refresh(rung: str | None, reason: str, target: Target, as_json: bool) -> Non
 def quarantine(
     action: str, case: str | None, reason: str | None, target: Target, as_json: bool
 ) -> int:
-    """Show the labels that are held back, release them, or drop them.
+    """Show, release or drop the labels that are held back.
 
     A case of q0001 and so on is one labeller, or class, whose labels the guard does not trust.
     Released labels are learned; dropped ones never are; both judge the labeller anew. The list is
