@@ -11,26 +11,28 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.canary import Canary
 from daemon.config import Config
-from daemon.evidence import PairedTest
-from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
+from daemon.events import columns
+from daemon.evidence import PairedTest, Tally
+from daemon.gate import RECALL_EVENTS, Check, Trial, Verdict, anchor_check, artefact_checks
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Judge, Served, encoder_digest
+from daemon.served import Answer, Judge, Opinion, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
-from drift import Diagnosis
+from drift import Diagnosis, Slices
 from learn.examples import Examples
 from registry import ManifestDraft, Registry, RegistryError
 
@@ -39,6 +41,7 @@ log = logging.getLogger("driftd.repair")
 BACKLOG = 512
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+SLICED_EVENTS = 2000  # that the slices of a table are cut from
 SHOWN = 120  # characters of an input in the journal
 BOOTSTRAP_RETRY_SECONDS = 10.0
 
@@ -86,32 +89,49 @@ class Repair:
         except RegistryError as error:
             log.error("cannot go on with the trial or probation: %s", error)
             self.journal.write("trial-dropped", reason=str(error))
-            state.trial = state.probation = None
+            state.trial = state.canary = state.probation = None
             self.challenger = self.yardstick = None
+        self._resume_canary()
+
+    def _resume_canary(self) -> None:
+        """The step begins anew: the checkpoint may be older than the routing, or know nothing."""
+        canary, reason = self.state.canary, "the daemon was restarted"
+        routing = self.registry.routing()
+        if canary is not None:
+            self._route(canary, reason)
+        elif routing.mode == "canary" and routing.actor == self.actor:
+            self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def observe(
         self,
         inputs: NDArray[np.generic],
         answer: Answer,
         labels: NDArray[np.int64],
+        given: NDArray[np.int64],
         champion: Served,
     ) -> None:
         """Judge the challenger and the yardstick on a batch of events, before any learning.
 
-        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived.
+        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived. given: int64
+        [n], the class that the champion answered when the event came, -1 where it was not the
+        champion that did: those say nothing of its probation.
         """
         known = labels >= 0
         if not known.any():
             return
         inputs, embeddings = inputs[known], answer.embeddings[known]
-        predicted, truth = answer.predicted[known], labels[known]
+        ours, truth, given = answer.opinion.take(known), labels[known], given[known]
         trial, probation = self.state.trial, self.state.probation
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
-            trial.observe(truth, other, predicted)
+            trial.observe(truth, other, ours, columns(inputs))
+            if self.state.canary:
+                right = other.predicted == truth
+                self.state.canary.test.observe(right, ours.predicted == truth)
         if probation and self.yardstick:
-            old = self.yardstick.predict(inputs, embeddings, champion.encoder)
-            probation.test.observe(predicted == truth, old == truth)
+            old = self.yardstick.predict(inputs, embeddings, champion.encoder).predicted
+            own = given >= 0
+            probation.test.observe((given == truth)[own], (old == truth)[own])
 
     def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
@@ -236,7 +256,8 @@ class Repair:
         state = self.state
         if state.trial:
             if not pinned and not paused:
-                self._judge_trial(state.trial, champion)
+                judge = self._judge_canary if state.canary else self._judge_trial
+                judge(state.trial, champion)
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
@@ -272,6 +293,8 @@ class Repair:
         state.incident = None
         if incident.cause == "drift" and outcome != "harmless":
             state.regime_event = incident.onset_event
+        if incident.kind == "concept" and outcome in ("repaired", "improved"):
+            state.memory.set_anchor(incident.onset_event, self.config.seed)
         state.rest_until = state.events + self.config.policy.cooldown_events
         if incident.cause == "improvement":
             return  # nothing had moved: the monitors go on as they were
@@ -452,7 +475,7 @@ class Repair:
             judges.append(Judge.open(folder, manifest, state.classes))
         rows = []
         for judge in judges:
-            right = float((judge.judge(embeddings) == found.labels).mean())
+            right = float((judge.judge(embeddings).predicted == found.labels).mean())
             rows.append({"version": judge.version, "accuracy": round(right, 4)})
         attempt = incident.attempts[-1]
         attempt.seconds = round(time.monotonic() - began, 3)
@@ -638,19 +661,38 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session, champion.session, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        names = state.classes.names
-        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from)
+        checks += self._anchored(challenger, champion, incident)
+        names, slices = state.classes.names, self._slices()
+        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from, slices)
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
         unseen = state.memory.unseen(since=incident.since_event, cutoff=self._cutoff, limit=BACKLOG)
         if len(unseen):
             unseen = self._embedded(unseen, champion)
-            truth = unseen.labels
-            ours = self._predict(challenger, unseen)
-            trial.observe(truth, ours, self._predict(champion, unseen))
+            ours, theirs = self._predict(challenger, unseen), self._predict(champion, unseen)
+            trial.observe(unseen.labels, ours, theirs, columns(unseen.inputs))
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
+
+    def _anchored(
+        self, challenger: Served, champion: Served, incident: Incident
+    ) -> Iterator[Check]:
+        """What the challenger has forgotten of the anchor; not where its labels hold no longer."""
+        anchor = self.state.memory.anchor
+        if not len(anchor) or incident.kind == "concept":
+            return
+        anchor = self._embedded(anchor, champion)
+        ours, theirs = self._predict(challenger, anchor), self._predict(champion, anchor)
+        tally = Tally()
+        truth = anchor.labels
+        tally.observe(ours.predicted == truth, theirs.predicted == truth)
+        yield anchor_check(tally, self.config.gate)
+
+    def _slices(self) -> Slices | None:
+        """The slices of the table that comes in now; None for texts."""
+        features = columns(self.state.memory.recent(SLICED_EVENTS).inputs)
+        return Slices.fit(features, self.config.gate.slices) if features else None
 
     def _embedded(self, examples: Examples, champion: Served) -> Examples:
         """The examples with the champion's embeddings; what is missing is computed and kept."""
@@ -665,12 +707,12 @@ class Repair:
         memory.adopt(examples.ids[missing], found[missing], champion.encoder)
         return examples.with_embeddings(found)
 
-    def _predict(self, served: Served, examples: Examples) -> NDArray[np.int64]:
+    def _predict(self, served: Served, examples: Examples) -> Opinion:
         found = examples.embeddings
         ours = self.state.memory.encoder == served.encoder
         if ours and found is not None and np.isfinite(found).all():
             return served.judge(found)
-        return served.answer(examples.inputs).predicted
+        return served.answer(examples.inputs).opinion
 
     def _judge_trial(self, trial: Trial, champion: Served) -> None:
         verdict = trial.verdict()
@@ -682,10 +724,65 @@ class Repair:
         self.journal.write(
             "verdict", incident=self._incident_id(), champion=champion.version, **evidence
         )
-        if verdict.decision == "promote":
-            self._promote(trial, verdict, champion)
-        else:
+        if verdict.decision == "reject":
             self._reject(trial, verdict)
+        elif self.config.gate.canary.steps and trial.rung != "recall":
+            self._begin_canary(trial, verdict)
+        else:
+            self._promote(trial, verdict, champion)
+
+    def _begin_canary(self, trial: Trial, verdict: Verdict) -> None:
+        gate = self.config.gate
+        canary = Canary(trial.version, gate.canary, gate.alpha)
+        if self._route(canary, verdict.reason):
+            self.state.canary = canary
+            self.journal.write("canary-step", version=trial.version, share=canary.share)
+
+    def _route(self, canary: Canary, reason: str) -> bool:
+        """Give the challenger its share; False if the trial is over, as somebody else decided."""
+        try:
+            routing = self.registry.route(
+                canary.version,
+                mode="canary",
+                share=canary.share,
+                slow_seconds=canary.config.slow_seconds,
+                actor=self.actor,
+                reason=reason,
+            )
+        except RegistryError as error:
+            self._drop_trial(str(error))
+            self._attempt_ended("rejected", str(error))
+            return False
+        canary.generation = routing.generation
+        return True
+
+    def _judge_canary(self, trial: Trial, champion: Served) -> None:
+        """The next step, the promotion after the last one, or back."""
+        canary = self.state.canary
+        assert canary is not None
+        traffic = self.registry.traffic(canary.generation)
+        step, verdict = canary.judge(traffic)
+        if step == "wait":
+            return
+        evidence = canary.as_dict(traffic)
+        self.registry.attach(trial.version, "canary", evidence)
+        if step == "back":
+            self.journal.write("canary-back", **evidence)
+            self._reject(trial, verdict)
+        elif canary.last:
+            self.journal.write("canary-passed", **evidence)
+            self._promote(trial, trial.verdict(), champion)
+        else:
+            canary.climb(canary.generation, traffic)
+            if self._route(canary, verdict.reason):
+                self.journal.write("canary-step", **{**evidence, "share": canary.share})
+
+    def _end_canary(self, reason: str) -> None:
+        """The challenger sees no more traffic."""
+        if self.state.canary is None:
+            return
+        self.state.canary = None
+        self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def _promote(self, trial: Trial, verdict: Verdict, champion: Served) -> None:
         state = self.state
@@ -701,6 +798,7 @@ class Repair:
             self._drop_trial(str(error))
             self._attempt_ended("rejected", str(error))
             return
+        self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
         state.promotions.append(time.time())
         self.metrics.promotions(trial.rung).inc()
@@ -722,6 +820,7 @@ class Repair:
     def _reject(self, trial: Trial, verdict: Verdict) -> None:
         state = self.state
         state.failed.append(trial.version)
+        self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
         self.registry.set_challenger(None, actor=self.actor, reason=verdict.reason)
         self._attempt_ended("rejected", verdict.reason, gain=trial.test.gain)
@@ -730,6 +829,7 @@ class Repair:
         if self.state.trial:
             version = self.state.trial.version
             self.journal.write("trial-dropped", version=version, reason=reason)
+        self._end_canary(reason)
         self.state.trial, self.challenger = None, None
 
     def _attempt_ended(
@@ -786,7 +886,7 @@ class Repair:
             self.registry.attach(probation.version, "probation", test.as_dict())
             self._roll_back(probation, reason)
             return True
-        if test.events >= self.config.probation.events:
+        if test.verdict == "better" or test.events >= self.config.probation.events:
             self.journal.write("probation-passed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
             state.probation, self.yardstick = None, None

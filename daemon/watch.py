@@ -120,6 +120,16 @@ class Watch:
         self._gathered = []
         self._recent = []
 
+    def adopt(self, reference: Reference) -> None:
+        """What was normal for a champion that is back is normal again: watch from the next event.
+
+        A regime that came in the meantime must not become its normal unseen.
+        """
+        self.rearm(self.space)
+        self.reference, self.monitors = reference, Monitors(self.config)
+        self.monitors.fit(reference)
+        self._calibrate(reference)
+
     def _keep(self, batch: Observations) -> None:
         self._recent.append(batch)
         while sum(map(len, self._recent[1:])) >= RECENT_EVENTS:

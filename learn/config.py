@@ -75,6 +75,12 @@ class MemoryConfig(_Section):
         description="Older events kept for replay, balanced over the classes, so that a refresh "
         "does not forget what is still true.",
     )
+    anchor: int = Field(
+        200,
+        ge=0,
+        description="Held-out events of the first training kept for good, balanced over the "
+        "classes: what a challenger must not forget. Taken anew after a concept drift.",
+    )
     max_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1024 * 1024,

@@ -30,6 +30,8 @@ class Memory:
         self.encoder = ""
         self._recent = Examples.empty()
         self._replay = Examples.empty()
+        #: Held-out events of the first training, even over the classes: what not to forget.
+        self.anchor = Examples.empty()
         self._pending: list[Examples] = []
         self._pending_rows = 0
         self._judging: NDArray[np.bool_] | None = None
@@ -44,11 +46,12 @@ class Memory:
         return len(self)
 
     def sizes(self) -> dict[str, int]:
-        """Events by part: ``recent``, ``held_out`` (of the recent) and ``replay``."""
+        """Events by part: ``recent``, ``held_out`` (of the recent), ``replay`` and ``anchor``."""
         return {
             "recent": len(self._recent) + self._pending_rows,
             "held_out": int(self._judges().sum()),
             "replay": len(self._replay),
+            "anchor": len(self.anchor),
         }
 
     def held_out(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
@@ -74,6 +77,7 @@ class Memory:
             self.encoder = encoder
             self._recent = self._recent.with_embeddings(_none(len(self._recent), examples))
             self._replay = self._replay.with_embeddings(_none(len(self._replay), examples))
+            self.anchor = self.anchor.with_embeddings(_none(len(self.anchor), examples))
         self._pending.append(examples)
         self._pending_rows += len(examples)
         if self._pending_rows > self.config.recent // 2:
@@ -94,6 +98,21 @@ class Memory:
         row = {event_id: position for position, event_id in enumerate(ids)}
         self._recent = _adopted(self._recent, row, embeddings)
         self._replay = _adopted(self._replay, row, embeddings)
+        self.anchor = _adopted(self.anchor, row, embeddings)
+
+    def take_out(self, ids: NDArray[np.object_]) -> Examples:
+        """Forget the events of these ids, but for the anchor; what there was of them."""
+        self._settle()
+        wanted = set(ids.tolist())
+        found = []
+        parts = []
+        for part in (self._recent, self._replay):
+            mine = np.fromiter((i in wanted for i in part.ids), np.bool_, count=len(part))
+            found.append(part.take(mine))
+            parts.append(part.take(~mine))
+        self._recent, self._replay = parts
+        self._judging = None
+        return Examples.concatenate(found)
 
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
@@ -135,6 +154,12 @@ class Memory:
         index = np.flatnonzero(wanted)
         return self._recent.take(index[-limit:])
 
+    def set_anchor(self, since: int, seed: int) -> None:
+        """Make the held-out events from arrival ``since`` on the anchor, even over the classes."""
+        self._settle()
+        held = self._recent.take(self._judges() & (self._recent.arrivals >= since))
+        self.anchor = held.take(_balanced(held.labels, self.config.anchor, seed))
+
     def class_counts(self) -> dict[int, int]:
         """Training events by class number."""
         self._settle()
@@ -150,7 +175,8 @@ class Memory:
         self._settle()
         name = np.frombuffer(self.encoder.encode(), dtype=np.uint8)
         parts: Arrays = {"encoder": name}
-        for prefix, part in (("recent", self._recent), ("replay", self._replay)):
+        kept = {"recent": self._recent, "replay": self._replay, "anchor": self.anchor}
+        for prefix, part in kept.items():
             if len(part):
                 parts |= {f"{prefix}/{k}": a for k, a in part.to_arrays().items()}
         return parts
@@ -161,6 +187,7 @@ class Memory:
         self._pending, self._pending_rows = [], 0
         self._recent, self._judging = _part("recent/", state), None
         self._replay = _part("replay/", state)
+        self.anchor = _part("anchor/", state)
 
     def _settle(self) -> None:
         """Work the pending events in: newest label wins, then the bounds."""

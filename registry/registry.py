@@ -31,6 +31,7 @@ from .errors import (
 )
 from .journal import Journal
 from .manifest import SCHEMA, FileEntry, Manifest, ManifestDraft
+from .routing import MODES, ROUTING, TRAFFIC, Mode, Routing, Traffic
 from .sealed import BrokenSeal, seal, unseal
 from .store import LocalStore, Store
 
@@ -328,6 +329,101 @@ class Registry:
         return self._move(
             "challenger", actor, reason, lambda state: replace(state, challenger=version)
         )
+
+    def route(
+        self,
+        challenger: str | None,
+        *,
+        mode: Mode,
+        share: float = 0.0,
+        slow_seconds: float = 0.25,
+        actor: str,
+        reason: str,
+        expect: Routing | None = None,
+    ) -> Routing:
+        """Let a challenger see traffic: a ``share`` in percent (canary), a copy (shadow), or none.
+
+        It holds as long as the present champion serves. ``expect``: what `routing` gave; `Conflict`
+        if somebody has changed it since. Raises `Invalid` for a mode or share that is none, and
+        `PinnedError` for a canary while the champion is pinned.
+        """
+        if not reason.strip():
+            raise Invalid("say why: an empty reason explains nothing in the journal")
+        if mode not in MODES or (mode == "off") != (challenger is None):
+            raise Invalid(f"{mode!r} with challenger {challenger}: off has none, the others one")
+        if not 0.0 <= share <= 100.0 or (share > 0) != (mode == "canary"):
+            raise Invalid(f"a canary has a share above 0 and up to 100 percent, not {share:g}")
+        if challenger is not None:
+            self.version(challenger)
+        while True:
+            document = self._store.read(ROUTING)
+            before = Routing.parse(document.data, self._store.location) if document else Routing()
+            if expect is not None and before != expect:
+                raise Conflict(
+                    f"the routing was changed by {before.actor or 'nobody'} meanwhile: "
+                    f"{before.mode} of {before.challenger}"
+                )
+            state = self.state()
+            champion = state.champion
+            if mode == "canary" and state.pinned:
+                raise PinnedError(f"{champion} is pinned ({state.pinned.reason}): unpin first")
+            if challenger is not None and champion in (None, challenger):
+                raise Conflict(f"{challenger} needs another champion beside it, not {champion}")
+            after = Routing(
+                before.generation + 1,
+                mode,
+                challenger,
+                champion,
+                share,
+                slow_seconds,
+                actor,
+                reason,
+                _now(),
+            )
+            if self._store.swap(ROUTING, after.as_bytes(), document.token if document else None):
+                row = {"challenger": challenger, "mode": mode, "share": share}
+                self.journal.append("route", actor=actor, reason=reason, champion=champion, **row)
+                for name in self._store.names(TRAFFIC):
+                    self._store.remove(f"{TRAFFIC}/{name}")
+                return after
+
+    def routing(self) -> Routing:
+        """Which traffic a challenger sees now; off where the champion has moved since."""
+        document = self._store.read(ROUTING)
+        if document is None:
+            return Routing()
+        return Routing.parse(document.data, self._store.location).against(self.state().champion)
+
+    def routing_stamp(self) -> object:
+        """A token that changes with every `route`; cheap enough to poll, as `generation` is."""
+        return self._store.stamp(ROUTING)
+
+    def report(self, server: str, traffic: Traffic) -> None:
+        """A server tells what it has counted since the routing's generation began, in total."""
+        if not _NAME.fullmatch(server):
+            raise Invalid(f"{server!r} cannot be a server's name: use letters, digits, . _ -")
+        name = f"{TRAFFIC}/{server}.json"
+        while True:
+            document = self._store.read(name)
+            token = document.token if document else None
+            if self._store.swap(name, seal(traffic.as_dict()), token):
+                return
+
+    def traffic(self, generation: int) -> Traffic:
+        """What all servers have counted for the routing of that generation."""
+        total = Traffic(generation)
+        for name in self._store.names(TRAFFIC):
+            document = self._store.read(f"{TRAFFIC}/{name}")
+            if document is None or not name.endswith(".json"):
+                continue
+            try:
+                found = Traffic.from_dict(unseal(document.data))
+            except (BrokenSeal, KeyError, TypeError) as error:
+                log.error("the report %s is damaged (%s) and is left out", name, error)
+                continue
+            if found.generation == generation:
+                total += found
+        return total
 
     def pin(self, *, actor: str, reason: str) -> State:
         """Freeze what serves: no promotion until `unpin`."""

@@ -46,6 +46,7 @@ COMMANDS = {
     "pause": "moves",
     "resume": "moves",
     "refresh": "moves",
+    "quarantine": "moves",
     "journal": "journal",
     "explain": "explain",
 }

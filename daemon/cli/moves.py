@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from daemon.cli.options import Target, actor, json_option, reason_option, target_options
-from daemon.cli.output import print_json
+from daemon.cli.output import console, print_json, table
+from daemon.cli.status import address, ask
 from daemon.policy_config import LADDER
 from registry import State
 
@@ -152,3 +153,55 @@ def refresh(rung: str | None, reason: str, target: Target, as_json: bool) -> Non
         print_json({"id": request.id, "kind": request.kind, **request.body})
     else:
         click.echo(f"Asked for a refresh ({rung or 'rung by policy'}): request {request.id}.")
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["list", "release", "drop"]), default="list")
+@click.argument("case", required=False)
+@click.option("--reason", metavar="TEXT", help="Why; goes to the journal. Not for list.")
+@target_options
+@json_option
+def quarantine(
+    action: str, case: str | None, reason: str | None, target: Target, as_json: bool
+) -> int:
+    """Show, release or drop the labels that are held back.
+
+    A case of q0001 and so on is one labeller, or class, whose labels the guard does not trust.
+    Released labels are learned; dropped ones never are; both judge the labeller anew. The list is
+    the running daemon's: exits with 3 if it does not answer.
+
+    \b
+    Examples:
+      driftd quarantine
+      driftd quarantine release q0002 --reason "the new team's backlog"
+      driftd quarantine drop q0003 --reason "account was stolen"
+    """
+    if action == "list":
+        return _list(target, as_json)
+    if case is None or not (reason or "").strip():
+        raise click.UsageError(f"say which case and why: driftd quarantine {action} q0001 --reason")
+    body = {"action": action, "case": case}
+    request = target.open().request("quarantine", body, actor=actor(), reason=str(reason))
+    if as_json:
+        print_json({"id": request.id, "kind": request.kind, **request.body})
+    else:
+        click.echo(f"Asked to {action} {case}: request {request.id}.")
+    return 0
+
+
+def _list(target: Target, as_json: bool) -> int:
+    url = address(target.config.http)
+    found = ask(url)
+    if found is None:
+        click.echo(f"driftd: no daemon answers at {url}", err=True)
+        return 3
+    cases = found.get("quarantine") or []
+    if as_json:
+        print_json(cases)
+        return 0
+    rows = table("case", "cause", "group", "since event", "held", "why", right=("held",))
+    for one in cases:
+        names = ("case", "cause", "group", "opened_event", "held", "sentence")
+        rows.add_row(*(str(one.get(name)) for name in names))
+    console().print(rows if cases else "Nothing is held back.")
+    return 0

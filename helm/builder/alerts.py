@@ -135,6 +135,14 @@ MODEL = (
         "For a day, too few labelled events came to compare the champion with the one before.",
     ),
     Alert(
+        "DriftdQuarantine",
+        f"max by ({BY}) (driftd_quarantine_cases) > 0",
+        "0m",
+        "warning",
+        f"Labels of {_MODEL} are held back",
+        "{{ $value }} labellers or classes are not trusted; their labels wait for a decision.",
+    ),
+    Alert(
         "DriftdHeld",
         f"max by ({BY}) (driftd_paused) == 1 or max by ({BY}) (driftd_pinned) == 1",
         "24h",

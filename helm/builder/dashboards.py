@@ -543,8 +543,27 @@ LIFE = dashboard(
                 "Since the daemon started: by a failed probation, or by an operator.",
             ),
             graph(
+                "Labels held back",
+                {
+                    "cases": of("driftd_quarantine_cases"),
+                    "events": of("driftd_quarantine_events"),
+                    "since the start, by {{cause}}": of("driftd_quarantined_total"),
+                },
+                "A labeller or class whose labels contradict all others, or a flood of them. "
+                "`driftd quarantine` says which.",
+            ),
+            graph(
+                "Late labels, a minute",
+                {
+                    "answered by the {{answered}}": f"60 * {rate('driftd_late_labels_total')}",
+                },
+                "Labels that came after the answer. Those of an earlier version's answers say "
+                "nothing of the champion.",
+            ),
+            graph(
                 "Trial and probation",
                 {
+                    "canary's share": of("driftd_canary_share"),
                     "on probation": of("driftd_probation"),
                     "paused": of("driftd_paused"),
                     "pinned": of("driftd_pinned"),

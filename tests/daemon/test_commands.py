@@ -226,6 +226,18 @@ def test_a_refresh_is_a_request_that_waits(driftd: Any, registry: Registry, conf
     assert driftd("refresh", "--rung", "huge").code == 2
 
 
+def test_a_case_of_the_quarantine_is_decided_by_request(
+    driftd: Any, registry: Registry, config: Path
+) -> None:
+    assert driftd("quarantine").code == 3  # no daemon answers
+    assert driftd("quarantine", "release", "q0001").code == 2
+    assert driftd("quarantine", "drop", "--reason", "wrong").code == 2
+    asked = driftd("quarantine", "drop", "q0001", "--reason", "stolen account", "--json").json()
+    (one,) = registry.requests()
+    assert (one.kind, one.body) == ("quarantine", {"action": "drop", "case": "q0001"})
+    assert (one.reason, one.id) == ("stolen account", asked["id"])
+
+
 # ------------------------------------------------------------------ which registry
 
 

@@ -228,3 +228,22 @@ def test_embeddings_made_elsewhere_are_kept() -> None:
     assert np.isfinite(memory.recent(100).embeddings).all()
     replayed = memory.training_set(since=150, replay=60, replay_weight=0.1, seed=0)
     assert np.isfinite(replayed.embeddings).all()
+
+
+def test_the_anchor_is_held_out_balanced_and_kept_for_good() -> None:
+    memory = Memory(MemoryConfig(recent=400, anchor=20))
+    memory.add(events([f"e{i}" for i in range(300)], [int(i % 10 == 0) for i in range(300)]), "v1")
+    memory.set_anchor(since=0, seed=0)
+    anchor = memory.anchor
+    assert memory.held_out(anchor.ids).all()
+    counts = np.bincount(anchor.labels, minlength=2)
+    assert counts.sum() == 20
+    assert counts[1] > 300 * 0.2 * 0.1 / 2  # evenly, it would be 2 of 20
+    memory.add(events([f"n{i}" for i in range(900)], [0] * 900, first=300), "v1")
+    again = Memory(memory.config)
+    again.restore(memory.state())
+    assert again.anchor.ids.tolist() == anchor.ids.tolist()
+    assert memory.sizes()["anchor"] == 20
+    again.set_anchor(since=300, seed=0)
+    assert set(again.anchor.labels.tolist()) == {0}
+    assert not set(again.anchor.ids) & set(anchor.ids)
