@@ -350,7 +350,10 @@ class Loop:
             elif self.champion is None:
                 continue
             else:
-                self.repair.request(request.body.get("rung"), request.reason)
+                without = request.body.get("without") or ()
+                self.repair.request(request.body.get("rung"), request.reason, without)
+                if without:  # the online head may have learned from them
+                    self.state.restart_online(self.champion)
             self.registry.done(request)
 
     def _bootstrap_if_due(self) -> None:

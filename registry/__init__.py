@@ -22,8 +22,10 @@ from .errors import (
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
-from .registry import Control, Move, Registry, Request, State, Version, open_registry
+from .registry import Registry, Request, Version, open_registry
+from .state import Control, Move, State
 
 __all__ = [
     "Conflict",
@@ -45,7 +47,9 @@ __all__ = [
     "Row",
     "State",
     "StorageError",
+    "Stretch",
     "Version",
     "Withdrawn",
+    "moment",
     "open_registry",
 ]

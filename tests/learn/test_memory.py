@@ -228,3 +228,21 @@ def test_embeddings_made_elsewhere_are_kept() -> None:
     assert np.isfinite(memory.recent(100).embeddings).all()
     replayed = memory.training_set(since=150, replay=60, replay_weight=0.1, seed=0)
     assert np.isfinite(replayed.embeddings).all()
+
+
+def test_excluded_events_are_forgotten_and_never_taken_in_again() -> None:
+    memory = filled(MemoryConfig(recent=100, replay=60, holdout=0.2), 300)
+    assert memory.exclude([("t", 0, 120, 260), ("t", 1, 0, 300), ("other", 0, 0, 300)]) > 40
+    kept = np.concatenate([memory._recent.offsets, memory._replay.offsets])
+    assert len(kept)
+    assert not ((kept >= 120) & (kept < 260)).any()
+    assert memory.sizes()["held_out"] == int(memory.held_out(memory._recent.ids).sum())
+    again = Memory(memory.config)
+    again.restore(load(save(memory.state())))
+    for one in (memory, again):
+        before = len(one)
+        one.add(events(names(250, 10), first=250), "e")
+        assert len(one) == before
+        one.add(events(names(300, 10), first=300), "e")
+        assert len(one) >= before
+        assert 309 in one.recent(10).offsets

@@ -8,10 +8,15 @@ import pytest
 from registry import ManifestDraft, Registry, open_registry
 
 
-def draft(parent: str | None = None) -> ManifestDraft:
+def made_by(parent: str | None = None) -> ManifestDraft:
     return ManifestDraft(
         parent=parent, strategy="head", rung="head", task="text", labels=["a", "b"]
     )
+
+
+@pytest.fixture
+def draft() -> Callable[..., ManifestDraft]:
+    return made_by
 
 
 @pytest.fixture
@@ -31,6 +36,6 @@ def publish(registry: Registry, tmp_path: Path) -> Callable[..., str]:
         folder.mkdir()
         for name, text in (files or {"weights": f"weights {made}"}).items():
             (folder / name).write_text(text)
-        return registry.publish(folder, draft(), actor="test").id
+        return registry.publish(folder, made_by(), actor="test").id
 
     return one

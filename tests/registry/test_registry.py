@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,10 @@ from registry import (
     PinnedError,
     Registry,
     RegistryConfig,
+    Stretch,
     Withdrawn,
+    log,
+    moment,
     open_registry,
 )
 
@@ -175,8 +179,8 @@ def test_challenger_pause_and_serving_at(registry: Registry, publish: Publish) -
     assert registry.resume(actor="ops", reason="go on").paused is None
     promote(registry, two)
     assert registry.state().challenger is None
-    assert registry.serving_at("9999") == two
-    assert registry.serving_at("2000") is None
+    assert registry.serving_at("9999-01-01").fields["version"] == two
+    assert registry.serving_at("2000-01-01") is None
 
 
 def test_requests_wait_until_done(registry: Registry) -> None:
@@ -189,7 +193,7 @@ def test_requests_wait_until_done(registry: Registry) -> None:
     other.done(made[0])
     assert registry.requests() == made[1:]
     row = next(iter(registry.journal.rows(kinds=("request",))))
-    assert row.fields["rung"] == "head"
+    assert row.fields["body"] == {"rung": "head", "n": 0}
 
 
 def test_a_damaged_request_is_dropped(registry: Registry) -> None:
@@ -235,3 +239,152 @@ def test_journal_rows_filter_and_limit(registry: Registry) -> None:
     assert [row.seq for row in registry.journal.rows(since=3)] == [4, 5]
     assert [row.fields["n"] for row in registry.journal.rows(kinds=("note",))] == [1, 3]
     assert [row.seq for row in registry.journal.rows(limit=2)] == [4, 5]
+
+
+@pytest.fixture
+def line(registry: Registry, tmp_path: Path) -> Callable[..., str]:
+    """Publish a version that learned from offsets ``start`` to ``end`` of t:0, after ``parent``."""
+    folder = tmp_path / "line"
+    folder.mkdir()
+
+    def one(parent: str | None, start: int, end: int, **lineage: Any) -> str:
+        (folder / "weights").write_text(f"{parent} {start} {end} {lineage}")
+        place = {"topic": "t", "partition": 0, "start": start, "end": end}
+        draft = ManifestDraft(
+            parent=parent, strategy="head", rung="head", task="text", labels=["a"],
+            lineage={"trained_on": [place], **lineage},
+        )  # fmt: skip
+        return registry.publish(folder, draft, actor="test").id
+
+    return one
+
+
+def test_lineage_counts_what_was_inherited(registry: Registry, line: Callable[..., str]) -> None:
+    one = line(None, 0, 100)
+    two = line(one, 100, 200)
+    for text, learned in (
+        ("t:0:0-50", True),
+        ("t:0:99", True),
+        ("t:0:199-900", True),
+        ("t:0:200", False),
+        ("t:1:0", False),
+        ("s:0:0", False),
+    ):
+        assert registry.learned_from(two, [Stretch.parse(text)]) is learned, text
+    assert not registry.learned_from(one, [Stretch.parse("t:0:100")])
+
+
+def test_lineage_outlives_the_parents_files(tmp_path: Path, draft: Any) -> None:
+    config = RegistryConfig(path=str(tmp_path / "r"), keep=1, history=1)
+    registry = open_registry(config, create=True)
+    folder = tmp_path / "source"
+    folder.mkdir()
+    parent = None
+    for start in (0, 100, 200):
+        (folder / "w").write_text(str(start))
+        place = {"topic": "t", "partition": 0, "start": start, "end": start + 100}
+        made = draft(parent).model_copy(update={"lineage": {"trained_on": [place]}})
+        parent = registry.publish(folder, made, actor="test").id
+    assert registry.collect(actor="test") == ["v0001", "v0002"]
+    again = open_registry(config)
+    assert again.learned_from("v0003", [Stretch.parse("t:0:50-60")])
+    assert again.publish(folder, draft("v0003"), actor="test").id == "v0004"
+
+
+def test_before_an_offset_skips_what_never_served_or_was_taken_back(
+    registry: Registry, line: Callable[..., str]
+) -> None:
+    one = line(None, 0, 100)
+    two = line(one, 100, 200)
+    never = line(two, 200, 250)
+    three = line(two, 200, 300)
+    four = line(three, 300, 400)
+    promote(registry, one, two)
+    registry.rollback(actor="test", reason="slow")
+    registry.promote(three, actor="test", reason="made from two, knowingly", force=True)
+    promote(registry, four)
+    state = registry.rollback(before=Stretch("t", 0, 260), actor="test", reason="poisoned")
+    assert (state.champion, state.chain) == (one, ())
+    assert set(state.withdrawn) == {two, three, four}
+    assert never not in state.withdrawn
+    with pytest.raises(Withdrawn):
+        promote(registry, never)  # it is made from two
+    with pytest.raises(Conflict, match="nothing to take back"):
+        registry.rollback(before=Stretch("t", 0, 260), actor="test", reason="again")
+
+
+def test_before_a_time_goes_by_the_newest_event(
+    registry: Registry, line: Callable[..., str]
+) -> None:
+    one = line(None, 0, 100, newest_event="2026-01-01T10:00:00+00:00")
+    two = line(one, 100, 200, newest_event="2026-01-01T12:00:00+00:00")
+    promote(registry, one, two)
+    with pytest.raises(Conflict, match="nothing to take back"):
+        registry.rollback(before=moment("2026-01-01T12:00:01"), actor="test", reason="r")
+    with pytest.raises(Conflict, match="every version"):
+        registry.rollback(before=moment("2026-01-01T09:00"), actor="test", reason="r")
+    state = registry.rollback(before=moment("2026-01-01T13:00+01:00"), actor="test", reason="r")
+    assert (state.champion, state.withdrawn) == (one, (two,))
+
+
+def test_passing_over_versions_takes_them_back_too(registry: Registry, publish: Publish) -> None:
+    one, two, three = publish(), publish(), publish()
+    promote(registry, one, two, three)
+    state = registry.rollback(to=one, actor="test", reason="far back")
+    assert set(state.withdrawn) == {two, three}
+
+
+@pytest.mark.parametrize("how", ["files", "recipe"])
+def test_the_same_again_is_not_promoted(
+    registry: Registry, line: Callable[..., str], how: str
+) -> None:
+    one = line(None, 0, 100)
+    bad = line(one, 100, 200)
+    promote(registry, one, bad)
+    registry.rollback(actor="test", reason="poisoned")
+    same = line(one, 100, 200) if how == "files" else line(one, 100, 200, seed=2)
+    assert registry.taken_back(same) == bad
+    with pytest.raises(Withdrawn, match=bad):
+        promote(registry, same)
+    assert registry.taken_back(line(one, 100, 201)) is None
+    child = line(bad, 300, 400)
+    assert registry.taken_back(child) == bad
+    # Whoever forces it through accepts what comes of it.
+    registry.promote(child, actor="test", reason="mended by hand", force=True)
+    assert registry.taken_back(line(child, 400, 500)) is None
+
+
+def test_a_request_may_hold_any_keys(registry: Registry) -> None:
+    body = {"kind": "k", "actor": "a", "reason": "r", "seq": 9, "time": "t", "seal": "s"}
+    made = registry.request("refresh", body, actor="ops", reason="now")
+    assert registry.requests() == [made]
+    (row,) = registry.journal.rows(kinds=("request",))
+    assert (row.fields["actor"], row.fields["body"]) == ("ops", body)
+
+
+def test_old_rows_are_not_read(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = publish(), publish()
+    promote(registry, one)
+    with monkeypatch.context() as quickly:
+        quickly.setattr("os.fsync", lambda fd: None)
+        for n in range(4000):
+            registry.journal.append("note", n=n)
+    again = open_registry(registry.config)
+    read = 0
+    entry = log._entry
+
+    def counted(line: bytes, previous: int) -> Any:
+        nonlocal read
+        read += 1
+        return entry(line, previous)
+
+    monkeypatch.setattr(log, "_entry", counted)
+    again.mend()
+    promote(again, two)
+    assert publish() == "v0003"
+    assert [row.fields["n"] for row in again.journal.rows(kinds=("note",), limit=2)] == [3998, 3999]
+    assert [row.seq for row in again.journal.rows(since=2000, limit=2)][-1] > 4000
+    assert read < 2500, "of more than 4,000 rows"
+    assert len(list(registry.journal.rows(kinds=("promote",)))) == 2
