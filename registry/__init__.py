@@ -19,6 +19,7 @@ from .errors import (
     PinnedError,
     RegistryError,
     StorageError,
+    Untrusted,
     Withdrawn,
 )
 from .journal import Journal, Row
@@ -48,6 +49,7 @@ __all__ = [
     "State",
     "StorageError",
     "Stretch",
+    "Untrusted",
     "Version",
     "Withdrawn",
     "moment",

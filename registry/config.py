@@ -6,6 +6,8 @@ Everything that opens a registry takes it, or a bare path for the defaults.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -31,6 +33,16 @@ class RegistryConfig(BaseModel):
         ge=1,
         description="Earlier champions that stay ready for rollback, beyond the newest `keep`. "
         "Ten steps back reach past any damage that is noticed within days.",
+    )
+    signing_key: Path | None = Field(
+        default=None,
+        description="File with the private key (Ed25519, PEM; `driftd keygen`) that signs what is "
+        "published. Empty: versions are not signed, and the folder's permissions are all there is.",
+    )
+    trusted_keys: tuple[Path, ...] = Field(
+        default=(),
+        description="Files with public keys. With any, a version that none of them has signed is "
+        "neither promoted nor loaded, by daemon, server or command. Several, while keys change.",
     )
     lock_timeout: float = Field(
         default=30.0,

@@ -30,8 +30,9 @@ from .errors import (
 )
 from .journal import Journal, Row
 from .lineage import Stretch, alike, moment, newest_event
-from .manifest import MANIFEST, RESERVED, FileEntry, Manifest, ManifestDraft
+from .manifest import MANIFEST, RESERVED, SIGNATURE, FileEntry, Manifest, ManifestDraft
 from .sealed import BrokenSeal, seal, unseal
+from .signature import Signer, Trust
 from .state import STATE, Control, Move, State
 from .store import Document, LocalStore, Store
 
@@ -68,6 +69,7 @@ class Registry:
         self.config = config
         self.journal = Journal(store)
         self._store = store
+        self._trust = Trust(config.trusted_keys) if config.trusted_keys else None
         self._manifests: dict[str, Manifest] = {}
         self._journalled: Move | None = None  # the newest move whose row is known to be there
 
@@ -79,6 +81,7 @@ class Registry:
         Files that an earlier version has already are shared with it. Raises `Invalid` for file
         names that are none, `StorageError` if the disk says no; nothing is half published.
         """
+        signer = self.signer()
         sources = sorted(path for path in folder.iterdir() if path.is_file())
         if not sources:
             raise Invalid(f"there is nothing to publish in {folder}")
@@ -98,7 +101,10 @@ class Registry:
                     created=_now(),
                     files=files,
                 )
-                stage.write(MANIFEST, seal(manifest.model_dump(mode="json"), indent=True))
+                data = seal(manifest.model_dump(mode="json"), indent=True)
+                stage.write(MANIFEST, data)
+                if signer is not None:
+                    stage.write(SIGNATURE, signer.sign(data))
                 if stage.commit(f"{VERSIONS}/{manifest.version}"):
                     break
                 number += 1
@@ -115,26 +121,45 @@ class Registry:
     def version(self, id: str) -> Version:
         """The version of that id. Raises `NotFound`, or `Corrupt` for a damaged manifest."""
         if id not in self._manifests:
-            self._manifests[id] = self._read_manifest(id)
+            self._manifests[id] = self._parsed_manifest(id, self._manifest_document(id))
         return Version(id, self._manifests[id])
+
+    def names(self) -> list[str]:
+        """The ids of all versions, damaged ones included, oldest first."""
+        return sorted(self._store.names(VERSIONS), key=_number)
 
     def versions(self) -> list[Version]:
         """All versions, oldest first; damaged ones are logged and left out."""
         found = []
-        for name in self._store.names(VERSIONS):
+        for name in self.names():
             try:
                 found.append(self.version(name))
             except RegistryError as error:
                 log.error("%s", error)
-        return sorted(found, key=lambda version: _number(version.id))
+        return found
+
+    def signer(self) -> Signer | None:
+        """What signs, if configured. Raises `Invalid` if its key cannot be used."""
+        return Signer(self.config.signing_key) if self.config.signing_key else None
+
+    def signed_by(self, id: str) -> str | None:
+        """The id of the trusted key that signed the version; None if no keys are configured.
+
+        Raises `Untrusted`.
+        """
+        return self._signed_by(id, self._manifest_document(id))
 
     def path(self, id: str, verify: bool = True) -> Path:
-        """The version's folder; every file's size and SHA-256 are checked first.
+        """The version's folder; signature, and every file's size and SHA-256, are checked first.
 
-        Raises `DigestMismatch` naming the first file that is not what was published.
+        Raises `DigestMismatch` naming the first file that is not what was published, `Untrusted`
+        where keys are configured and none has signed.
         """
         folder = self._store.folder(f"{VERSIONS}/{id}")
-        manifest = self.version(id).manifest
+        document = self._manifest_document(id)
+        self._signed_by(id, document)
+        # Read anew: what counts is what lies there now, not what was read when it was sound.
+        manifest = self._manifests[id] = self._parsed_manifest(id, document)
         if folder is None:
             raise NotFound(f"there is no version {id} in {self._store.location}")
         if verify:
@@ -236,6 +261,7 @@ class Registry:
         ``force``; `Conflict` if it serves already or the champion is not the expected one.
         """
         self.version(version)
+        self.signed_by(version)
 
         def change(state: State) -> State:
             if state.champion == version:
@@ -294,6 +320,7 @@ class Registry:
                 raise Conflict("there is no earlier champion to go back to: name one with --to")
             if target == state.champion:
                 raise Conflict(f"{target} is the champion already")
+            self.signed_by(target)
             kept = state.chain
             if target in kept:
                 kept = kept[: len(kept) - 1 - kept[::-1].index(target)]
@@ -435,15 +462,18 @@ class Registry:
             self._store.mend()
         self._journalled = move
 
-    def _read_manifest(self, id: str) -> Manifest:
-        if not _NAME.fullmatch(id):
-            raise NotFound(f"{id!r} is no version id")
-        name = f"{VERSIONS}/{id}/{MANIFEST}"
-        document = self._store.read(name)
+    def _manifest_document(self, id: str) -> Document:
+        document = self._store.read(f"{VERSIONS}/{id}/{MANIFEST}") if _NAME.fullmatch(id) else None
         if document is None:
             known = ", ".join(self._store.names(VERSIONS)[-5:]) or "none yet"
             raise NotFound(f"there is no version {id} (the newest are: {known})")
-        return self._parsed_manifest(id, document)
+        return document
+
+    def _signed_by(self, id: str, manifest: Document) -> str | None:
+        if self._trust is None:
+            return None
+        signature = self._store.read(f"{VERSIONS}/{id}/{SIGNATURE}")
+        return self._trust.check(id, manifest.data, signature.data if signature else None)
 
     def _parsed_manifest(self, id: str, document: Document) -> Manifest:
         try:
@@ -544,9 +574,10 @@ def open_registry(where: str | Path | RegistryConfig, *, create: bool = False) -
             f"there is no registry at {root}: start the daemon first, or set registry.path"
         )
     store = LocalStore(root, config.lock_timeout)
+    registry = Registry(store, config)
     if create:
         store.create()
-    registry = Registry(store, config)
+        registry.signer()  # a key that cannot be used is better found now
     registry.mend()
     return registry
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "versions": "versions",
     "show": "versions",
     "diff": "versions",
+    "verify": "keys",
     "promote": "moves",
     "rollback": "moves",
     "pin": "moves",
@@ -48,6 +49,7 @@ COMMANDS = {
     "refresh": "moves",
     "journal": "journal",
     "explain": "explain",
+    "keygen": "keys",
 }
 
 
