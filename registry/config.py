@@ -19,8 +19,19 @@ class RegistryConfig(BaseModel):
     path: str = Field(
         default="driftd-registry",
         min_length=1,
-        description="Folder of the registry. Daemon, servers and operators' commands share it, "
-        "so it must be one file system with working locks (local disk, or NFS 4).",
+        description="Folder of the registry, or s3://BUCKET/PREFIX. Daemon, servers and commands "
+        "share it: a folder must be on a file system with working locks (local disk, or NFS 4), "
+        "a bucket must have conditional writes (the extra `s3`).",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="URL of an S3-compatible server. Empty: Amazon's, or what AWS_ENDPOINT_URL "
+        "says. Credentials are never set here: they come from where AWS tools look for them.",
+    )
+    cache: Path = Field(
+        default=Path("driftd-registry-cache"),
+        description="Local folder for copies of versions, where the registry is on S3. Each "
+        "process may have its own; it can be deleted at any time.",
     )
     keep: int = Field(
         default=20,

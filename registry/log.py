@@ -58,7 +58,7 @@ class Log:
             end = _whole(fd)
             start, seq = _start(fd, end, after)
             for line in _forwards(fd, start, end):
-                entry = _entry(line, seq)
+                entry = parse(line, seq)
                 seq = entry.seq
                 if seq > after:
                     yield entry
@@ -154,7 +154,8 @@ def _write(fd: int, end: int, data: bytes) -> None:
         raise
 
 
-def _entry(line: bytes, previous: int) -> Entry:
+def parse(line: bytes, previous: int) -> Entry:
+    """The row in a line; a damaged one gets the number behind ``previous``."""
     try:
         fields = unseal(line)
         return Entry(int(fields.pop("seq")), fields, line)
@@ -177,7 +178,7 @@ def _whole(fd: int) -> int:
 def _last(fd: int, end: int) -> int:
     damaged = 0
     for _, line in _backwards(fd, end):
-        entry = _entry(line, 0)
+        entry = parse(line, 0)
         if entry.fields is not None:
             return entry.seq + damaged
         damaged += 1
@@ -206,7 +207,7 @@ def _first_sound(fd: int, start: int, end: int) -> tuple[int, int] | None:
     position = start + len(next(lines, b"")) + 1  # the line that ``start`` lies in is another's
     for line in lines:
         position += len(line) + 1
-        entry = _entry(line, 0)
+        entry = parse(line, 0)
         if entry.fields is not None:
             return position, entry.seq
     return None

@@ -26,6 +26,7 @@ from .errors import (
     NotFound,
     PinnedError,
     RegistryError,
+    StorageError,
     Withdrawn,
 )
 from .journal import Journal, Row
@@ -34,11 +35,11 @@ from .manifest import MANIFEST, RESERVED, SIGNATURE, FileEntry, Manifest, Manife
 from .sealed import BrokenSeal, seal, unseal
 from .signature import Signer, Trust
 from .state import STATE, Control, Move, State
-from .store import Document, LocalStore, Store
+from .store import VERSIONS, Document, LocalStore, Store
 
 log = logging.getLogger("driftd.registry")
 
-VERSIONS, EVIDENCE, REQUESTS, COLLECTED = "versions", "evidence", "requests", "collected"
+EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -164,15 +165,12 @@ class Registry:
             raise NotFound(f"there is no version {id} in {self._store.location}")
         if verify:
             for name, entry in manifest.files.items():
-                file = folder / name
-                if not file.is_file() or file.stat().st_size != entry.size:
-                    raise DigestMismatch(f"{id}: {name} is missing or has another size", file)
-                if sha256(file) != entry.sha256:
-                    raise DigestMismatch(
-                        f"{id}: {name} is not what was published (SHA-256 differs). Restore the "
-                        "version from a backup or roll back to another one",
-                        file,
-                    )
+                try:
+                    _check(id, folder / name, entry)
+                except DigestMismatch:
+                    if not self._store.refetch(f"{VERSIONS}/{id}", name):
+                        raise
+                    _check(id, folder / name, entry)
         return folder
 
     def attach(self, id: str, name: str, evidence: dict[str, Any]) -> None:
@@ -415,7 +413,11 @@ class Registry:
         if torn:
             log.warning("a torn journal row was set aside as %s", torn.kept_as)
             self.journal.append("journal-mended", bytes=torn.size, kept_as=torn.kept_as)
-        self._write_row(self.state())
+        state = self.state()
+        try:
+            self._write_row(state)
+        except StorageError as error:
+            log.warning("the row of the last move may be missing: %s", error)
 
     def _move(self, kind: str, actor: str, reason: str, change: Callable[[State], State]) -> State:
         if not reason.strip():
@@ -568,18 +570,37 @@ def open_registry(where: str | Path | RegistryConfig, *, create: bool = False) -
     Raises `NotFound` if there is none, `StorageError` if it cannot be used.
     """
     config = where if isinstance(where, RegistryConfig) else RegistryConfig(path=str(where))
-    root = Path(config.path).expanduser()
-    if not root.is_dir() and not create:
+    store = _store(config)
+    if not create and not store.exists():
         raise NotFound(
-            f"there is no registry at {root}: start the daemon first, or set registry.path"
+            f"there is no registry at {store.location}: start the daemon first, or set "
+            "registry.path"
         )
-    store = LocalStore(root, config.lock_timeout)
     registry = Registry(store, config)
     if create:
         store.create()
         registry.signer()  # a key that cannot be used is better found now
     registry.mend()
     return registry
+
+
+def _store(config: RegistryConfig) -> Store:
+    if config.path.startswith("s3://"):
+        from .s3 import S3Store
+
+        return S3Store(config.path, config.cache.expanduser(), config.endpoint)
+    return LocalStore(Path(config.path).expanduser(), config.lock_timeout)
+
+
+def _check(id: str, file: Path, entry: FileEntry) -> None:
+    if not file.is_file() or file.stat().st_size != entry.size:
+        raise DigestMismatch(f"{id}: {file.name} is missing or has another size", file)
+    if sha256(file) != entry.sha256:
+        raise DigestMismatch(
+            f"{id}: {file.name} is not what was published (SHA-256 differs). Restore the version "
+            "from a backup or roll back to another one",
+            file,
+        )
 
 
 def _number(id: str) -> int:

@@ -1,4 +1,4 @@
-"""What a registry promises while nothing breaks."""
+"""What a registry promises while nothing breaks, on a folder and on a real S3 server alike."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +22,7 @@ from registry import (
 )
 
 Publish = Callable[..., str]
+on_both = pytest.mark.parametrize("registry", ["local", "s3"], indirect=True)
 
 
 def promote(registry: Registry, *versions: str) -> None:
@@ -34,6 +35,7 @@ def test_an_absent_registry_is_not_found(tmp_path: Path) -> None:
         open_registry(tmp_path / "nowhere")
 
 
+@on_both
 def test_publish_numbers_versions_and_keeps_their_files(
     registry: Registry, publish: Publish
 ) -> None:
@@ -61,6 +63,7 @@ def test_a_decayed_twin_is_not_shared(registry: Registry, publish: Publish) -> N
     assert (registry.path(two) / "big").read_text() == "same" * 1000
 
 
+@on_both
 def test_files_that_cannot_be_published_are_invalid(registry: Registry, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
@@ -71,9 +74,10 @@ def test_files_that_cannot_be_published_are_invalid(registry: Registry, tmp_path
     with pytest.raises(Invalid):
         registry.publish(folder, draft, actor="test")
     assert registry.versions() == []
-    assert list((Path(registry.config.path) / "staging").iterdir()) == []
+    assert registry._store.names("staging") == registry._store.names("files") == []
 
 
+@on_both
 def test_two_rollbacks_go_two_steps_back(registry: Registry, publish: Publish) -> None:
     one, two, three = publish(), publish(), publish()
     promote(registry, one, two, three)
@@ -87,6 +91,7 @@ def test_two_rollbacks_go_two_steps_back(registry: Registry, publish: Publish) -
         registry.rollback(actor="test", reason="no further")
 
 
+@on_both
 def test_who_moved_the_champion_is_known_after_other_moves(
     registry: Registry, publish: Publish
 ) -> None:
@@ -101,6 +106,7 @@ def test_who_moved_the_champion_is_known_after_other_moves(
     assert (state.champion_move.kind, state.champion_move.actor) == ("promote", "an operator")
 
 
+@on_both
 def test_rollback_to_a_named_version(registry: Registry, publish: Publish) -> None:
     one, two, three = publish(), publish(), publish()
     promote(registry, one, two, three)
@@ -112,6 +118,7 @@ def test_rollback_to_a_named_version(registry: Registry, publish: Publish) -> No
     assert (state.champion, state.chain, state.withdrawn) == (one, (), ())
 
 
+@on_both
 def test_a_withdrawn_version_needs_force(registry: Registry, publish: Publish) -> None:
     one, two = publish(), publish()
     promote(registry, one, two)
@@ -122,6 +129,7 @@ def test_a_withdrawn_version_needs_force(registry: Registry, publish: Publish) -
     assert (state.champion, state.withdrawn) == (two, ())
 
 
+@on_both
 def test_pinned_refuses_promotion_but_not_rollback(registry: Registry, publish: Publish) -> None:
     one, two, three = publish(), publish(), publish()
     promote(registry, one, two)
@@ -135,6 +143,7 @@ def test_pinned_refuses_promotion_but_not_rollback(registry: Registry, publish: 
     assert registry.unpin(actor="ops", reason="over").pinned is None
 
 
+@on_both
 def test_conflicts(registry: Registry, publish: Publish) -> None:
     one, two = publish(), publish()
     promote(registry, one)
@@ -149,6 +158,7 @@ def test_conflicts(registry: Registry, publish: Publish) -> None:
         promote(registry, "../lock")
 
 
+@on_both
 def test_an_empty_reason_is_invalid(registry: Registry, publish: Publish) -> None:
     one = publish()
     for reason in ("", "  \n"):
@@ -159,6 +169,7 @@ def test_an_empty_reason_is_invalid(registry: Registry, publish: Publish) -> Non
     assert registry.state().generation == 0
 
 
+@on_both
 def test_the_stamp_changes_with_every_move(registry: Registry, publish: Publish) -> None:
     one, two = publish(), publish()
     seen = {registry.generation()}
@@ -170,6 +181,7 @@ def test_the_stamp_changes_with_every_move(registry: Registry, publish: Publish)
     assert registry.generation() in seen
 
 
+@on_both
 def test_challenger_pause_and_serving_at(registry: Registry, publish: Publish) -> None:
     one, two = publish(), publish()
     promote(registry, one)
@@ -183,6 +195,7 @@ def test_challenger_pause_and_serving_at(registry: Registry, publish: Publish) -
     assert registry.serving_at("2000-01-01") is None
 
 
+@on_both
 def test_requests_wait_until_done(registry: Registry) -> None:
     made = [
         registry.request("refresh", {"rung": "head", "n": n}, actor="ops", reason="now")
@@ -204,6 +217,7 @@ def test_a_damaged_request_is_dropped(registry: Registry) -> None:
     assert list(folder.iterdir()) == []
 
 
+@on_both
 def test_evidence_in_order(registry: Registry, publish: Publish) -> None:
     one = publish()
     registry.attach(one, "gate", {"passed": True})
@@ -231,6 +245,7 @@ def test_collect_keeps_what_serves_and_never_reuses_a_number(tmp_path: Path) -> 
     assert registry.publish(folder, draft, actor="test").id == "v0005"
 
 
+@on_both
 def test_journal_rows_filter_and_limit(registry: Registry) -> None:
     for number in range(5):
         registry.journal.append("note" if number % 2 else "other", n=number)
@@ -259,6 +274,7 @@ def line(registry: Registry, tmp_path: Path) -> Callable[..., str]:
     return one
 
 
+@on_both
 def test_lineage_counts_what_was_inherited(registry: Registry, line: Callable[..., str]) -> None:
     one = line(None, 0, 100)
     two = line(one, 100, 200)
@@ -291,6 +307,7 @@ def test_lineage_outlives_the_parents_files(tmp_path: Path, draft: Any) -> None:
     assert again.publish(folder, draft("v0003"), actor="test").id == "v0004"
 
 
+@on_both
 def test_before_an_offset_skips_what_never_served_or_was_taken_back(
     registry: Registry, line: Callable[..., str]
 ) -> None:
@@ -313,6 +330,7 @@ def test_before_an_offset_skips_what_never_served_or_was_taken_back(
         registry.rollback(before=Stretch("t", 0, 260), actor="test", reason="again")
 
 
+@on_both
 def test_before_a_time_goes_by_the_newest_event(
     registry: Registry, line: Callable[..., str]
 ) -> None:
@@ -327,6 +345,7 @@ def test_before_a_time_goes_by_the_newest_event(
     assert (state.champion, state.withdrawn) == (one, (two,))
 
 
+@on_both
 def test_passing_over_versions_takes_them_back_too(registry: Registry, publish: Publish) -> None:
     one, two, three = publish(), publish(), publish()
     promote(registry, one, two, three)
@@ -335,6 +354,7 @@ def test_passing_over_versions_takes_them_back_too(registry: Registry, publish: 
 
 
 @pytest.mark.parametrize("how", ["files", "recipe"])
+@on_both
 def test_the_same_again_is_not_promoted(
     registry: Registry, line: Callable[..., str], how: str
 ) -> None:
@@ -354,6 +374,7 @@ def test_the_same_again_is_not_promoted(
     assert registry.taken_back(line(child, 400, 500)) is None
 
 
+@on_both
 def test_a_request_may_hold_any_keys(registry: Registry) -> None:
     body = {"kind": "k", "actor": "a", "reason": "r", "seq": 9, "time": "t", "seal": "s"}
     made = registry.request("refresh", body, actor="ops", reason="now")
@@ -373,14 +394,14 @@ def test_old_rows_are_not_read(
             registry.journal.append("note", n=n)
     again = open_registry(registry.config)
     read = 0
-    entry = log._entry
+    entry = log.parse
 
     def counted(line: bytes, previous: int) -> Any:
         nonlocal read
         read += 1
         return entry(line, previous)
 
-    monkeypatch.setattr(log, "_entry", counted)
+    monkeypatch.setattr(log, "parse", counted)
     again.mend()
     promote(again, two)
     assert publish() == "v0003"
