@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -31,6 +33,7 @@ POINTER = "folder.json"
 ORPHAN_AGE = timedelta(days=1)  # no upload takes longer, so older files without a pointer are left
 _READERS = 16  # connections that read journal rows
 _ROWS_AT_ONCE = 256
+_PAUSE_SECONDS = 0.01  # after a lost race for a row, so that many writers do not meet again
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 _CONFLICT = frozenset({"409", "412", "PreconditionFailed", "ConditionalRequestConflict"})
 
@@ -190,13 +193,16 @@ class S3Store:
                 yield from readers.map(self._entry, numbers)
 
     def append(self, make: Callable[[int], bytes], after: int | None = None) -> int | None:
-        while True:
-            last = self.last_row()
-            if after is not None and last != after:
-                return None
+        last, losses = self._last if after is None else self.last_row(), 0
+        while after is None or last == after:
             if self._put(_row(last + 1), make(last + 1), None):
                 self._last = last + 1
                 return last + 1
+            self._last = last + 1  # somebody else's
+            losses += 1
+            time.sleep(random.random() * min(losses, 10) * _PAUSE_SECONDS)
+            last = self.last_row()
+        return None
 
     def mend(self) -> Torn | None:
         return None  # an object is there whole or not at all
