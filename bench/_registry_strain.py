@@ -180,7 +180,7 @@ def _troubles(config: RegistryConfig) -> list[str]:
         registry = open_registry(config)
         state = registry.state()
         found = []
-        last = list(registry.journal.rows(kinds=("promote",), limit=2))
+        last = list(registry.journal.rows(kinds=("promote", "collected"), limit=2))
         if [row.fields["generation"] for row in last] != [state.generation - 1, state.generation]:
             found.append("rowless")
     except Exception as error:

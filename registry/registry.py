@@ -219,20 +219,25 @@ class Registry:
 
         Their manifests stay, for the lineage of their descendants.
         """
-        state = self.state()
-        needed = {state.champion, state.challenger, *state.chain[-self.config.history :]}
-        versions = [version.id for version in self.versions()]
-        removed = [v for v in versions[: -self.config.keep] if v not in needed]
+        old = [version.id for version in self.versions()][: -self.config.keep]
+
+        def change(state: State) -> State:
+            needed = {state.champion, state.challenger, *state.chain[-self.config.history :]}
+            return replace(state, removed=tuple(v for v in old if v not in needed))
+
+        removed = change(self.state()).removed
+        if removed:
+            # Said in the state first: from then on nobody can promote what is about to go.
+            reason = f"older than the newest {self.config.keep}"
+            removed = self._move("collected", actor, reason, change).removed
         for version in removed:
             document = self._store.read(f"{VERSIONS}/{version}/{MANIFEST}")
             if document is not None:
                 self._store.swap(f"{COLLECTED}/{version}.json", document.data, None)
             self._store.remove(f"{VERSIONS}/{version}")
             self._manifests.pop(version, None)
-        if removed:
-            self.journal.append("collected", actor=actor, versions=removed)
         self._store.clean()
-        return removed
+        return list(removed)
 
     # ---------------------------------------------------------------- who serves
 
@@ -427,6 +432,9 @@ class Registry:
             before = self._parsed(document)
             self._write_row(before)
             after = change(before)
+            for version in (after.champion, after.challenger):
+                if version in before.removed:
+                    raise NotFound(f"{version} is being removed: too old to be kept")
             last = self._store.last_row()
             move = Move(kind, actor, reason, _now(), after.champion, before.champion, last)
             swapped = move if after.champion != before.champion else before.champion_move
@@ -449,7 +457,7 @@ class Registry:
                 for entry in self._store.rows(move.after)
             ):
                 break
-            row = {
+            row: dict[str, Any] = {
                 "time": move.time,
                 "kind": move.kind,
                 "actor": move.actor,
@@ -459,6 +467,8 @@ class Registry:
                 "challenger": state.challenger,
                 "generation": state.generation,
             }
+            if move.kind == "collected":
+                row["versions"] = list(state.removed)
             if self._store.append(lambda seq, row=row: seal({"seq": seq, **row}), after=last):  # type: ignore[misc]
                 break
             self._store.mend()

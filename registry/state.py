@@ -41,7 +41,8 @@ class Move:
 class State:
     """Who serves. ``chain``: earlier champions, the latest last; rollback goes back along it.
 
-    ``move`` is the last change of any kind, ``champion_move`` the last that changed who serves.
+    ``removed``: what retention is taking away; no alias can move there any more. ``move`` is the
+    last change of any kind, ``champion_move`` the last that changed who serves.
     """
 
     generation: int = 0
@@ -49,6 +50,7 @@ class State:
     challenger: str | None = None
     chain: tuple[str, ...] = ()
     withdrawn: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     pinned: Control | None = None
     paused: Control | None = None
     move: Move | None = None
@@ -78,8 +80,8 @@ class State:
                 values[name] = Control(**values[name]) if values[name] else None
             for name in ("move", "champion_move"):
                 values[name] = Move(**values[name]) if values.get(name) else None
-            for name in ("chain", "withdrawn"):
-                values[name] = tuple(values[name])
+            for name in ("chain", "withdrawn", "removed"):
+                values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except (BrokenSeal, KeyError, TypeError, ValueError) as error:
             raise Corrupt(

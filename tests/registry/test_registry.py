@@ -246,6 +246,31 @@ def test_collect_keeps_what_serves_and_never_reuses_a_number(tmp_path: Path) -> 
 
 
 @on_both
+def test_what_is_being_removed_cannot_be_promoted(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = registry.config.model_copy(update={"keep": 1, "history": 1})
+    one, two, three = publish(), publish(), publish()
+    promote(registry, two)
+    other = open_registry(config)
+    remove = other._store.remove
+
+    def meanwhile(name: str) -> None:
+        with pytest.raises(NotFound, match="being removed"):
+            registry.promote(one, actor="another", reason="at this very moment", force=True)
+        with pytest.raises(NotFound, match="being removed"):
+            registry.set_challenger(one, actor="another", reason="at this very moment")
+        remove(name)
+
+    monkeypatch.setattr(other._store, "remove", meanwhile)
+    assert other.collect(actor="test") == [one]
+    (row,) = registry.journal.rows(kinds=("collected",))
+    assert row.fields["versions"] == [one]
+    assert other.collect(actor="test") == []
+    assert registry.names() == [two, three]
+
+
+@on_both
 def test_journal_rows_filter_and_limit(registry: Registry) -> None:
     for number in range(5):
         registry.journal.append("note" if number % 2 else "other", n=number)
