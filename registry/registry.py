@@ -150,6 +150,10 @@ class Registry:
         """
         return self._signed_by(id, self._manifest_document(id))
 
+    def check_signature(self, id: str, manifest: bytes, signature: bytes | None) -> str | None:
+        """As `signed_by`, for a manifest and a signature that are at hand."""
+        return self._trust.check(id, manifest, signature) if self._trust else None
+
     def path(self, id: str, verify: bool = True) -> Path:
         """The version's folder; signature, and every file's size and SHA-256, are checked first.
 
@@ -166,11 +170,11 @@ class Registry:
         if verify:
             for name, entry in manifest.files.items():
                 try:
-                    _check(id, folder / name, entry)
+                    check_file(id, folder / name, entry)
                 except DigestMismatch:
                     if not self._store.refetch(f"{VERSIONS}/{id}", name):
                         raise
-                    _check(id, folder / name, entry)
+                    check_file(id, folder / name, entry)
         return folder
 
     def attach(self, id: str, name: str, evidence: dict[str, Any]) -> None:
@@ -485,7 +489,7 @@ class Registry:
         if self._trust is None:
             return None
         signature = self._store.read(f"{VERSIONS}/{id}/{SIGNATURE}")
-        return self._trust.check(id, manifest.data, signature.data if signature else None)
+        return self.check_signature(id, manifest.data, signature.data if signature else None)
 
     def _parsed_manifest(self, id: str, document: Document) -> Manifest:
         try:
@@ -602,7 +606,8 @@ def _store(config: RegistryConfig) -> Store:
     return LocalStore(Path(config.path).expanduser(), config.lock_timeout)
 
 
-def _check(id: str, file: Path, entry: FileEntry) -> None:
+def check_file(id: str, file: Path, entry: FileEntry) -> None:
+    """Raise `DigestMismatch` unless the file of version ``id`` is what its manifest says."""
     if not file.is_file() or file.stat().st_size != entry.size:
         raise DigestMismatch(f"{id}: {file.name} is missing or has another size", file)
     if sha256(file) != entry.sha256:

@@ -50,6 +50,8 @@ COMMANDS = {
     "journal": "journal",
     "explain": "explain",
     "keygen": "keys",
+    "export-mlflow": "exchange",
+    "import-mlflow": "exchange",
 }
 
 
@@ -65,7 +67,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"daemon.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(

@@ -42,7 +42,7 @@ supervised_option = click.option(
 @config_option
 @supervised_option
 def run(config_path: Path) -> None:
-    """Run the daemon: read events, watch for drift, repair the model.
+    """Run the daemon: watch events for drift, repair the model.
 
     Ends in order on SIGTERM or Ctrl-C: the trainer is stopped and a checkpoint written. A source
     that ends (a file that is not followed, standard input) ends the daemon too.

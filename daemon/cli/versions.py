@@ -247,7 +247,9 @@ def _print_history(out: Any, registry: Registry, version: str) -> None:
 @target_options
 @json_option
 def diff(a: str, b: str, target: Target, as_json: bool) -> None:
-    """Show what differs between versions A and B; aliases will do.
+    """Show what differs between versions A and B.
+
+    Aliases will do.
 
     \b
     Examples:
