@@ -38,7 +38,8 @@ class Job:
     ``labels`` are the new version's classes, in order; the examples' labels index into them.
     ``parent`` is the folder of the version to start from, None for the very first one.
     ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
-    config sections as plain values.
+    config sections as plain values. ``excluded`` are the offset ranges that the examples leave
+    out, for the lineage.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Job:
     model: dict[str, Any]
     learn: dict[str, Any]
     candidates: list[tuple[str, str]] = field(default_factory=list)
+    excluded: list[dict[str, Any]] = field(default_factory=list)
 
     def write(
         self,

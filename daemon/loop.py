@@ -362,7 +362,10 @@ class Loop:
             elif request.kind == "quarantine":
                 self._decide(request, self.champion)
             else:
-                self.repair.request(request.body.get("rung"), request.reason)
+                without = request.body.get("without") or ()
+                self.repair.request(request.body.get("rung"), request.reason, without)
+                if without:  # the online head may have learned from them
+                    self.state.restart_online(self.champion)
             self.registry.done(request)
 
     def _decide(self, request: Request, champion: Served) -> None:

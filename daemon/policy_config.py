@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rung = Literal["recall", "online", "head", "partial", "lora", "full"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
+#: These put forward what is there already: they cannot leave a part of it out.
+UNTRAINED: frozenset[Rung] = frozenset({"recall", "online"})
 
 
 class Section(BaseModel):

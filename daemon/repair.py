@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from daemon.trainer import Trainer
 from deploy.session import Session
 from drift import Diagnosis, Slices
 from learn.examples import Examples
-from registry import ManifestDraft, Registry, RegistryError
+from registry import Manifest, ManifestDraft, Registry, RegistryError, Stretch
 
 log = logging.getLogger("driftd.repair")
 
@@ -186,20 +186,34 @@ class Repair:
                 example["input"] = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
         return shown
 
-    def request(self, rung: Rung | None, reason: str) -> None:
-        """An operator asks for a refresh: of one rung, or up the whole ladder."""
+    def request(
+        self, rung: Rung | None, reason: str, without: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """An operator asks for a refresh: of one rung, or up the whole ladder.
+
+        ``without``: offset ranges, as lineages write them, that nothing may be learned from any
+        more. What was learned from them is dropped, and the refresh trains; it recalls nothing.
+        """
         state = self.state
         if state.incident is not None:
             self._cancel("an operator asked for a refresh")
             self._close("superseded", f"an operator asked for a refresh: {reason}")
+        onset = state.champion_event
+        if without:
+            if state.trial:
+                self._drop_trial("it may have learned what an operator excluded")
+            places = [(r["topic"], r["partition"], r["start"], r["end"]) for r in without]
+            forgotten = state.memory.exclude(places)
+            self.journal.write("excluded", ranges=list(without), forgotten=forgotten, reason=reason)
+            onset = state.regime_event
         self._open_incident(
             Incident(
                 id="",
-                cause="operator",
+                cause="exclusion" if without else "operator",
                 kind="request",
                 opened_event=state.events,
-                onset_event=state.champion_event,
-                since_event=state.champion_event,
+                onset_event=onset,
+                since_event=onset,
                 reference_accuracy=1.0,
                 sentence=reason,
                 only=rung,
@@ -306,12 +320,14 @@ class Repair:
     def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
         state = self.state
         outcomes = state.prequential.since(incident.since_event)
+        online = self.config.policy.online_head and state.online is not None
+        retrain = incident.cause == "exclusion"
         situation = Situation(
             event=state.events,
             labelled=len(outcomes),
             accuracy=float(outcomes.mean()) if len(outcomes) else math.nan,
-            archived=len(self._archived(champion)),
-            online_head=self.config.policy.online_head and state.online is not None,
+            archived=0 if retrain else len(self._archived(champion)),
+            online_head=online and not retrain and not self._tainted(champion.version),
             promotions_today=state.promotions_today(),
             paused=paused,
             pinned=pinned,
@@ -348,6 +364,8 @@ class Repair:
         if test.events < self.config.policy.min_labelled:
             return
         if not self.config.policy.online_head or test.verdict != "better":
+            return
+        if state.champion is None or self._tainted(state.champion):
             return
         sentence = (
             f"the online head is better by {test.gain:.1f} points on {test.events} events "
@@ -407,9 +425,10 @@ class Repair:
         if rung not in ("recall", "online"):
             state.learned_event = state.events
         incident.attempts.append(attempt)
-        labels, examples = self._examples(rung, incident, champion)
+        base = self._base(champion, rung) if champion else None
+        labels, examples = self._examples(rung, incident, base)
         self._cutoff = state.events
-        parent = champion and self.registry.path(champion.version, verify=False)
+        parent = base and self.registry.path(base.version, verify=False)
         job = Job(
             id=f"{incident.id}-{len(incident.attempts)}-{rung}",
             rung=rung,
@@ -429,6 +448,7 @@ class Repair:
                     else []
                 )
             ],
+            excluded=[stretch.as_dict() for stretch in self._excluded()],
         )
         head = None
         if rung == "online" and state.online is not None:
@@ -451,7 +471,8 @@ class Repair:
             reason=reason,
             examples=len(examples),
             labels=len(labels),
-            parent=champion.version if champion else None,
+            parent=base.version if base else None,
+            excluded=job.excluded,
             candidates=[version for version, _ in job.candidates],
         )
 
@@ -493,12 +514,34 @@ class Repair:
         self._recalled(rows, champion)
         return True
 
+    def _base(self, champion: Served, rung: Rung) -> Manifest | None:
+        """The version to train from: the champion, if it has learned nothing excluded.
+
+        Else the latest champion of which that is true; None, a beginning from nothing, if none is.
+        """
+        registered = self.registry.state()
+        earlier = [version.id for version in reversed(self.registry.versions())]
+        for version in (champion.version, *reversed(registered.chain), *earlier):
+            if rung == "recall" or (
+                version not in registered.withdrawn and not self._tainted(version)
+            ):
+                return self.registry.version(version).manifest
+        return None
+
+    def _excluded(self) -> list[Stretch]:
+        return [Stretch(*place) for place in self.state.memory.excluded]
+
+    def _tainted(self, version: str) -> bool:
+        """Whether the version has learned from what an operator excluded."""
+        excluded = self._excluded()
+        return bool(excluded) and self.registry.learned_from(version, excluded)
+
     def _examples(
-        self, rung: Rung, incident: Incident, champion: Served | None
+        self, rung: Rung, incident: Incident, base: Manifest | None
     ) -> tuple[list[str], Examples]:
         """The new version's labels, and the examples with labels that index into them."""
         state, settings = self.state, self.config.learn
-        names = self._labels(champion)
+        names = self._labels(base)
         if rung == "recall":
             found = state.memory.recent(RECALL_EVENTS, since=incident.since_event, training=True)
         elif rung == "online":
@@ -513,12 +556,14 @@ class Repair:
         place = np.full(len(state.classes) + 1, -1, dtype=np.int64)
         for position, name in enumerate(names):
             place[state.classes.add(name)] = position
+        if base is None or encoder_digest(base) != state.memory.encoder:
+            found = found.with_embeddings(None)
         found = found.relabelled(place[found.labels])
         return names, found.take(found.labels >= 0)
 
-    def _labels(self, champion: Served | None) -> list[str]:
-        """The champion's labels, and after them those with enough examples to be learned."""
-        known = list(champion.labels) if champion else []
+    def _labels(self, base: Served | Manifest | None) -> list[str]:
+        """The labels of ``base``, and after them those with enough examples to be learned."""
+        known = list(base.labels) if base else []
         counts = self.state.memory.class_counts()
         least = self.config.learn.new_class_min
         return known + [
@@ -531,7 +576,13 @@ class Repair:
         """Versions that could be recalled, newest first."""
         registered = self.registry.state()
         barred = {champion.version, *registered.withdrawn, *self.state.failed}
-        versions = [v.id for v in reversed(self.registry.versions()) if v.id not in barred]
+        versions = [
+            version.id
+            for version in reversed(self.registry.versions())
+            if version.id not in barred
+            and not self.registry.taken_back(version.id)
+            and not self._tainted(version.id)
+        ]
         return versions[:RECALL_CANDIDATES]
 
     def _follow_trainer(self, champion: Served | None) -> None:
@@ -559,6 +610,8 @@ class Repair:
         found = read_embedded(self.trainer.folder_of(job))
         if found is None or found.embeddings is None:
             return
+        if job.parent is None and champion is not None:
+            return  # a new encoder, which does not serve yet
         made_by = Path(job.parent).name if job.parent else self.registry.state().champion
         if made_by is None or (champion and champion.version != made_by):
             return
@@ -628,7 +681,7 @@ class Repair:
     def _publish(self, job: Job, result: Result, champion: Served | None) -> None:
         folder = self.trainer.folder_of(job) / VERSION
         draft = ManifestDraft(
-            parent=champion.version if champion else None,
+            parent=Path(job.parent).name if job.parent else None,
             strategy=job.strategy,
             rung=job.rung,
             task=self.config.model.task,
@@ -643,6 +696,10 @@ class Repair:
             self.registry.promote(version.id, actor=self.actor, reason=reason)
             self._attempt_ended("promoted", reason, version=version.id)
             self._close("bootstrapped", reason)
+            return
+        if taken := self.registry.taken_back(version.id):
+            reason = f"it is what was taken back as {taken}"
+            self._attempt_ended("rejected", reason, version=version.id)
             return
         self.registry.set_challenger(version.id, actor=self.actor, reason=f"trained: {job.rung}")
         self._begin_trial(version.id, job.rung, champion)

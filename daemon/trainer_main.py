@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from learn.config import LearnConfig, ModelConfig
 from learn.examples import Examples
 from learn.head import Head
 from learn.strategy import Start, Update
+from registry.manifest import RESERVED
 
 if TYPE_CHECKING:
     from learn.model import Model
@@ -198,6 +200,8 @@ def refresh(
             "seed": job.seed,
             "code_version": code_version(),
             "trained_on": examples.lineage(),
+            "newest_event": datetime.fromtimestamp(examples.times.max(), UTC).isoformat(),
+            "excluded": job.excluded,
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
             "strategy_settings": job.learn,
@@ -248,7 +252,7 @@ def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
         save_file(update.adapter, out / "adapter.safetensors")
     # Only what the update did not write: a link is the parent's own file, never to be written to.
     for file in parent.iterdir():
-        if file.name != "manifest.json" and not (out / file.name).exists():
+        if file.name not in RESERVED and not (out / file.name).exists():
             _link(file, out / file.name)
 
 

@@ -7,7 +7,8 @@ no restart and no second reading can move an event from judging to training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from learn.config import MemoryConfig
 from learn.examples import Arrays, Examples
 
 _HASHES = float(2**64)
+
+#: Topic, partition, first offset, and the first offset that no longer belongs to it.
+Range = tuple[str, int, int, int]
 
 
 class Memory:
@@ -28,6 +32,7 @@ class Memory:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self.encoder = ""
+        self.excluded: tuple[Range, ...] = ()
         self._recent = Examples.empty()
         self._replay = Examples.empty()
         #: Held-out events of the first training, even over the classes: what not to forget.
@@ -70,6 +75,8 @@ class Memory:
 
         An id that is known already is the same event with a newer label.
         """
+        if self.excluded:
+            examples = examples.take(~self._barred(examples))
         if not len(examples):
             return
         if encoder != self.encoder:
@@ -82,6 +89,15 @@ class Memory:
         self._pending_rows += len(examples)
         if self._pending_rows > self.config.recent // 2:
             self._settle()
+
+    def exclude(self, ranges: Iterable[Range]) -> int:
+        """Forget the events of these offset ranges, and never take one in; how many there were."""
+        before = len(self)
+        self.excluded = tuple(sorted({*self.excluded, *ranges}))
+        self._recent = self._recent.take(~self._barred(self._recent))
+        self._replay = self._replay.take(~self._barred(self._replay))
+        self._judging = None
+        return before - len(self)
 
     def adopt(
         self, ids: NDArray[np.object_], embeddings: NDArray[np.float32], encoder: str
@@ -174,7 +190,8 @@ class Memory:
         """Plain arrays, for the checkpoint."""
         self._settle()
         name = np.frombuffer(self.encoder.encode(), dtype=np.uint8)
-        parts: Arrays = {"encoder": name}
+        excluded = np.frombuffer(json.dumps(self.excluded).encode(), dtype=np.uint8)
+        parts: Arrays = {"encoder": name, "excluded": excluded}
         kept = {"recent": self._recent, "replay": self._replay, "anchor": self.anchor}
         for prefix, part in kept.items():
             if len(part):
@@ -184,10 +201,20 @@ class Memory:
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on exactly where `state` was taken."""
         self.encoder = state["encoder"].tobytes().decode()
+        excluded = state["excluded"].tobytes() if "excluded" in state else b"[]"
+        self.excluded = tuple((t, p, start, end) for t, p, start, end in json.loads(excluded))
         self._pending, self._pending_rows = [], 0
         self._recent, self._judging = _part("recent/", state), None
         self._replay = _part("replay/", state)
         self.anchor = _part("anchor/", state)
+
+    def _barred(self, examples: Examples) -> NDArray[np.bool_]:
+        """Bool [n]: which of the examples lie in an excluded range."""
+        barred = np.zeros(len(examples), dtype=np.bool_)
+        for topic, partition, start, end in self.excluded:
+            here = (examples.topics == topic) & (examples.partitions == partition)
+            barred |= here & (examples.offsets >= start) & (examples.offsets < end)
+        return barred
 
     def _settle(self) -> None:
         """Work the pending events in: newest label wins, then the bounds."""

@@ -20,12 +20,15 @@ from .errors import (
     PinnedError,
     RegistryError,
     StorageError,
+    Untrusted,
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
-from .registry import Control, Move, Registry, Request, State, Version, open_registry
+from .registry import Registry, Request, Version, open_registry
 from .routing import Counts, Routing, Traffic
+from .state import Control, Move, State
 
 __all__ = [
     "Conflict",
@@ -49,8 +52,11 @@ __all__ = [
     "Row",
     "State",
     "StorageError",
+    "Stretch",
     "Traffic",
+    "Untrusted",
     "Version",
     "Withdrawn",
+    "moment",
     "open_registry",
 ]

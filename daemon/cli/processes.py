@@ -85,7 +85,7 @@ def serve(config_path: Path) -> None:
     set_up(config.log)
     from deploy import server
 
-    server.serve(config.server, config.registry.path)
+    server.serve(config.server, config.registry)
 
 
 @click.command()

@@ -489,7 +489,7 @@ SERVING = dashboard(
                         f"sum by (version, reason) ({of('driftd_server_load_failures_total')})"
                     )
                 },
-                "Since the servers started. digest_mismatch: the files are not what was published.",
+                "Since the servers started. digest_mismatch, untrusted: not what was published.",
                 width=12,
             ),
         ],

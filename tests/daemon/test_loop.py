@@ -22,7 +22,7 @@ from daemon.served import Opinion
 from daemon.sources import open_source
 from daemon.state import State
 from daemon.trainer import Trainer
-from registry import Counts, ManifestDraft, Traffic, open_registry
+from registry import Counts, ManifestDraft, Stretch, Traffic, Withdrawn, open_registry
 
 TURN = 1500
 
@@ -284,6 +284,70 @@ def test_operators_are_obeyed(config):
     loop.step()
     assert loop.state.incident.cause == "operator"
     assert loop.registry.requests() == []
+    loop.close("the test is over")
+
+
+def test_a_poisoned_stretch_is_forgotten_for_good(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.incident or loop.state.events < 700:
+        loop.step()
+    memory = loop.state.memory
+    kept = memory.recent(10_000)
+    topic, start, end = str(kept.topics[0]), int(kept.offsets[100]), int(kept.offsets[200])
+    stretch = {"topic": topic, "partition": 0, "start": start, "end": end}
+    # v0001 learned from it, and so did whatever was made from v0001.
+    assert loop.registry.learned_from("v0001", [Stretch(**stretch)])
+    held = len(loop.registry.versions())
+    loop.registry.request("refresh", {"without": [stretch]}, actor="test", reason="poisoned")
+    while len(loop.registry.versions()) == held:
+        loop.step()
+    rows = {row.kind: row.fields for row in loop.registry.journal.rows()}
+    assert rows["excluded"]["forgotten"] == 100
+    assert rows["refresh-started"]["rung"] == "head"
+    made = loop.registry.versions()[-1].manifest
+    assert made.parent is None
+    assert made.lineage["excluded"] == [stretch]
+    assert made.lineage["examples"] > 200
+    assert not loop.registry.learned_from(made.version, [Stretch(**stretch)])
+    # A restart remembers it, and an old event that is read again is not taken in.
+    loop.checkpoint()
+    loop.close("the test is over")
+    again = make_loop(config)
+    again.start()
+    assert again.state.memory.excluded == ((topic, 0, start, end),)
+    before = len(again.state.memory)
+    again.state.memory.add(kept.take(np.arange(100, 200)), again.champion.encoder)
+    assert len(again.state.memory) == before
+    again.close("the test is over")
+
+
+def test_what_an_operator_took_back_is_neither_recalled_nor_promoted_again(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.events < 600:
+        loop.step()
+    bad = loop.registry.version("v0001")
+    folder = loop.registry.path("v0001")
+    # The same files under another number: as a second training on the same events would give.
+    source = config.checkpoint.path / "again"
+    source.mkdir()
+    for name in bad.manifest.files:
+        (source / name).write_bytes((folder / name).read_bytes())
+    draft = ManifestDraft(**bad.manifest.model_dump(include=set(ManifestDraft.model_fields)))
+    again = loop.registry.publish(source, draft, actor="test").id
+    (source / "note").write_text("another")
+    other = draft.model_copy(update={"lineage": {}, "parent": None})
+    good = loop.registry.publish(source, other, actor="test").id
+    loop.registry.promote(good, actor="test", reason="a start")
+    loop.registry.promote("v0001", actor="test", reason="a mistake")
+    loop.registry.rollback(actor="test", reason="poisoned")
+    loop.step()
+    assert loop.champion.version == good
+    assert loop.registry.taken_back(again) == "v0001"
+    assert loop.repair._archived(loop.champion) == []
+    with pytest.raises(Withdrawn, match="the same as, v0001"):
+        loop.registry.promote(again, actor="driftd", reason="looks better")
     loop.close("the test is over")
 
 

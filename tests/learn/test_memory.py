@@ -247,3 +247,21 @@ def test_the_anchor_is_held_out_balanced_and_kept_for_good() -> None:
     again.set_anchor(since=300, seed=0)
     assert set(again.anchor.labels.tolist()) == {0}
     assert not set(again.anchor.ids) & set(anchor.ids)
+
+
+def test_excluded_events_are_forgotten_and_never_taken_in_again() -> None:
+    memory = filled(MemoryConfig(recent=100, replay=60, holdout=0.2), 300)
+    assert memory.exclude([("t", 0, 120, 260), ("t", 1, 0, 300), ("other", 0, 0, 300)]) > 40
+    kept = np.concatenate([memory._recent.offsets, memory._replay.offsets])
+    assert len(kept)
+    assert not ((kept >= 120) & (kept < 260)).any()
+    assert memory.sizes()["held_out"] == int(memory.held_out(memory._recent.ids).sum())
+    again = Memory(memory.config)
+    again.restore(load(save(memory.state())))
+    for one in (memory, again):
+        before = len(one)
+        one.add(events(names(250, 10), first=250), "e")
+        assert len(one) == before
+        one.add(events(names(300, 10), first=300), "e")
+        assert len(one) >= before
+        assert 309 in one.recent(10).offsets
