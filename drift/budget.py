@@ -22,7 +22,7 @@ RESERVE = 1.5
 
 
 class NoTraffic(DriftError):  # noqa: N818 - a state, not a mistake of the data
-    """A budget per time was asked for, and the reference's times do not say how many events come."""
+    """A budget per time was asked for, and the reference's times do not tell the traffic."""
 
 
 def events_per_alarm(asked: int | str, times: NDArray[np.float64]) -> int:
