@@ -355,8 +355,8 @@ class Repair:
         self._propose_growth(champion)
         if state.incident is None and state.events >= state.rest_until:
             self._propose_online()
-        if state.incident is None and state.events >= state.rest_until:
-            self._propose_head()
+            if state.incident is None:
+                self._propose_head()
 
     def _propose_online(self) -> None:
         state = self.state

@@ -27,6 +27,7 @@ from drift import (
     SettingsChanged,
     Signal,
 )
+from drift.budget import DEFAULT
 
 log = logging.getLogger("driftd.watch")
 
@@ -142,7 +143,9 @@ class Watch:
 
     def _arm(self, gathered: Observations) -> None:
         reference = Reference.of(gathered, self.config.reference_events, self.space)
-        self.monitors, self.reference = self._fitted(reference), reference
+        monitors = Monitors(self.config)
+        _fit(monitors, reference)
+        self.monitors, self.reference = monitors, reference
         self._calibrate(reference)
         self._gathered = []
         log.info(
@@ -150,20 +153,8 @@ class Watch:
             "at most one false alarm per %d events",
             len(reference),
             100 * self.reference_accuracy,
-            self.monitors.budget,
+            monitors.budget,
         )
-
-    def _fitted(self, reference: Reference) -> Monitors:
-        """Monitors on the configured budget; on the default one if the stream cannot tell it."""
-        monitors = Monitors(self.config)
-        try:
-            monitors.fit(reference)
-        except NoTraffic as error:
-            budget = DriftConfig().false_alarm
-            log.error("%s Until then: one false alarm per %s events.", error, budget)
-            monitors = Monitors(self.config.model_copy(update={"false_alarm": budget}))
-            monitors.fit(reference)
-        return monitors
 
     def _calibrate(self, reference: Reference) -> None:
         try:
@@ -201,4 +192,13 @@ class Watch:
             self.monitors.restore(under("monitors", state))
         except SettingsChanged as error:
             log.warning("%s: the monitors start anew on the stored reference", error)
-            self.monitors = self._fitted(self.reference)
+            _fit(self.monitors, self.reference)
+
+
+def _fit(monitors: Monitors, reference: Reference) -> None:
+    """On the configured budget; on the default one if it is per time and the stream has none."""
+    try:
+        monitors.fit(reference)
+    except NoTraffic as error:
+        log.error("%s Until then: one false alarm per %d events.", error, DEFAULT)
+        monitors.fit(reference, budget=DEFAULT)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from drift.signal import DriftError
 
 SECONDS = {"hour": 3_600.0, "day": 86_400.0, "week": 604_800.0}
-FEWEST = 100
+# What may be asked for: "2 per day". Fewer events for one false alarm cannot be calibrated to.
+PER_TIME = rf"^[1-9][0-9]{{0,5}} per ({'|'.join(SECONDS)})$"
+FEWEST, DEFAULT = 100, 20_000
 # Thresholds rest on a finite reference, so what is measured scatters about what was asked for.
 # Aiming at two thirds of it keeps single streams within the budget too, not only their average;
 # it delays the discovery of a rise from 0.2 to 0.4 by log(1.5) / KL(0.4, 0.2) = 4 events of 73.
@@ -47,7 +49,8 @@ def traffic(times: NDArray[np.float64]) -> float:
     """
     known = np.sort(times[np.isfinite(times)])
     # The middle nine tenths: a clock that is years off is at an end.
-    first, last = len(known) // 20, len(known) - 1 - len(known) // 20
+    first = len(known) // 20
+    last = len(known) - 1 - first
     span = float(known[last] - known[first]) if last > first else 0.0
     if span <= 0:
         raise NoTraffic(

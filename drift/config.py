@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from drift.budget import DEFAULT, FEWEST, PER_TIME
+
 FeatureMeasure = Literal["ks", "psi", "wasserstein", "jensen_shannon"]
-# "2 per day": see `drift.budget`.
-PerTime = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5} per (hour|day|week)$")]
 DetectorName = Literal[
     "error_rate",
     "embedding",
@@ -37,8 +37,8 @@ class DriftConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    false_alarm: Annotated[int, Field(ge=100)] | PerTime = Field(
-        default=20_000,
+    false_alarm: Annotated[int, Field(ge=FEWEST)] | Annotated[str, Field(pattern=PER_TIME)] = Field(
+        default=DEFAULT,
         description="At most one false alarm per this many events, over all calibrated detectors "
         "together; or so many per time, as `1 per day` or `2 per week`, counted at the traffic of "
         "the reference. 20,000: at an event a second, about four false alarms a day at the very "

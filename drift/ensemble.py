@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from drift.budget import aimed, events_per_alarm
+from drift.budget import FEWEST, aimed, events_per_alarm
 from drift.concept.adwin import ADWIN
 from drift.concept.ddm import DDM
 from drift.concept.eddm import EDDM
@@ -186,15 +186,16 @@ class Monitors:
 
     def __init__(self, config: DriftConfig | None = None) -> None:
         self.config = config or DriftConfig()
-        asked = self.config.false_alarm
-        #: Events for one false alarm of all together; 0 until `fit` if it is asked for per time.
-        self.budget = asked if isinstance(asked, int) else 0
+        #: Events for one false alarm of all together; 0 until `fit`.
+        self.budget = 0
         self.detectors = self._sharing(())
         #: Why a detector does not run, by its name; empty when all do.
         self.waiting: dict[str, str] = {d.name: NOT_FITTED for d in self.detectors}
 
-    def fit(self, reference: Reference | Observations) -> None:
+    def fit(self, reference: Reference | Observations, budget: int | None = None) -> None:
         """Fit every detector, and forget what was observed before.
+
+        budget: events for one false alarm, in place of what the configuration asks for.
 
         A detector for which the reference is too small (say, of labels), or which cannot keep the
         budget, waits, and its signals say why; the others share the budget without it. Raises that
@@ -203,7 +204,7 @@ class Monitors:
         """
         if isinstance(reference, Reference):
             reference = reference.observations
-        self.budget = events_per_alarm(self.config.false_alarm, reference.times)
+        self.budget = budget or events_per_alarm(self.config.false_alarm, reference.times)
         waiting: dict[str, str] = {}
         while True:
             detectors = self._sharing(waiting)
@@ -298,7 +299,7 @@ class Monitors:
         names = dict.fromkeys(config.detectors)
         free = RIVER.keys() if config.river_defaults else ()
         sharing = sum(name not in free and name not in waiting for name in names)
-        budget = aimed(max(self.budget, 1) * max(1, sharing))
+        budget = aimed(max(self.budget, FEWEST) * max(1, sharing))
         return tuple(
             CALIBRATED[name](config, budget)
             if name in CALIBRATED
