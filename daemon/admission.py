@@ -6,11 +6,13 @@ and journals what it does; the loop only sees labels that count.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
 from daemon.config import Config
-from daemon.guard import Agreement, Finding, Seen
+from daemon.guard import Agreement, Finding, Reason, Seen
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.quarantine import Case
@@ -33,6 +35,8 @@ class Admission:
         self._journal = journal
         self._metrics = metrics
         self._agreement = Agreement()
+        for reason in get_args(Reason):
+            metrics.quarantined(reason)  # at 0 from the start, so that the first is an increase
 
     def admit(
         self,

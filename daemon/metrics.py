@@ -57,6 +57,8 @@ class Metrics:
         self.late_labels = self._counter(
             "late_labels", "Labels that came after the answer, by who gave it.", "answered"
         )
+        for answered in ("champion", "earlier"):
+            self.late_labels(answered)  # at 0 from the start, so that the first is an increase
         self.inference_seconds = self._histogram(
             "inference_seconds", "The daemon's forward pass of one batch.", LATENCY
         )

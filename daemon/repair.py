@@ -154,6 +154,8 @@ class Repair:
                 self._drop_trial("the stream drifted")
             self._close("superseded", "the stream drifted")
         if state.incident is not None:
+            if state.incident.cause == "drift" and diagnosis.kind == "concept":
+                state.incident.kind = "concept"  # what only looked different also means another
             return
         # Another regime, another chance for versions that failed in the last one.
         state.failed.clear()

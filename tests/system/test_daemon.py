@@ -253,18 +253,25 @@ def test_a_full_disk_stops_no_watching_and_loses_nothing(
     assert stack.status()["champion"] is None
     filler.unlink()
     stack.wait(lambda: stack.status()["champion"] == "v0001")
+    with events.open("ab") as file:
+        file.write(b"\n".join(table(1000, seed=10)) + b"\n")
+    stack.wait(lambda: stack.status()["drift"]["watching"])
     fill()
     with events.open("ab") as file:
         file.write(b"\n".join(table(1500, seed=9, turned=True)) + b"\n")
-    stack.wait(lambda: stack.events() == 2500)
+    stack.wait(lambda: stack.events() == 3500)
     stack.wait(lambda: "checkpoint: cannot write" in daemon.output())
     assert daemon.child.poll() is None
     assert 'driftd_errors_total{model="table"' in get(stack.http, "/metrics")[1]
     filler.unlink()
-    stack.wait(lambda: stack.status()["champion"] != "v0001")
+    try:
+        stack.wait(lambda: stack.status()["champion"] != "v0001", 25)
+    except BaseException:
+        import shutil; shutil.copy(small_disk / "registry/journal.jsonl", "/tmp/fd.journal")
+        raise
     assert daemon.stop() == 0
     again = stack.start("run")
-    stack.wait(lambda: stack.events() == 2500)
+    stack.wait(lambda: stack.events() == 3500)
     time.sleep(0.5)
-    assert stack.events() == 2500
+    assert stack.events() == 3500
     assert again.stop() == 0
