@@ -133,7 +133,7 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
     config = ModelConfig(**job.model)
     preprocess = create_preprocessor(config, examples)
     preprocess.save(out)
-    model = create_model(config, job.labels, preprocess)
+    model = create_model(config, job.labels, preprocess, job.seed)
     model.save(out)
     fp32 = out.parent / FP32
     export_onnx(model.module, preprocess.sample(2).feeds(), fp32)
@@ -143,7 +143,7 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
 def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor:
     """The preprocessing of a new model: the base's tokenizer, or fitted to the table."""
     if config.task == "tabular":
-        kinds = {feature.name: feature.kind for feature in config.features}
+        kinds = {feature.name: feature.kind for feature in config.columns}
         return TabularPreprocessor.fit(examples.inputs, kinds)
     from learn.text import resolve_base
 
