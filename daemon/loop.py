@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,8 @@ class Loop:
         self.metrics.events("labelled").inc(int(known.sum()))
         self.metrics.events("unlabelled").inc(int((~known).sum()))
         self._last_time = float(batch.times[-1])
+        features = batch.features
+        batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
         if self.champion is None:
             self._remember(batch, numbers, labels, None, "")
             state.events += len(batch)
@@ -194,9 +196,8 @@ class Loop:
         right = answer.predicted[known] == labels[known]
         state.prequential.observe(numbers[known], right)
         self.repair.observe(batch.inputs, answer, labels, self.champion)
-        observed = Observations(
-            answer.embeddings, answer.probabilities, labels, batch.times, batch.features
-        )
+        embeddings = answer.embeddings[:, self.champion.place]
+        observed = Observations(embeddings, answer.probabilities, labels, batch.times, features)
         signals = state.watch.observe(observed)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
@@ -250,11 +251,11 @@ class Loop:
         rows = np.flatnonzero((labels >= 0) & ~state.memory.held_out(batch.ids))
         for start in range(0, len(rows), ONLINE_CHUNK):
             chunk = rows[start : start + ONLINE_CHUNK]
-            embeddings, truth = answer.embeddings[chunk], labels[chunk]
+            seen, truth = (batch.inputs[chunk], answer.embeddings[chunk]), labels[chunk]
             state.online.grow(len(state.classes))
-            ours = state.online.logits(embeddings).argmax(axis=1)
+            ours = state.online.judge(*seen)
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
-            state.online.learn(embeddings, truth)
+            state.online.learn(*seen, truth)
 
     def _remember(
         self,
@@ -328,6 +329,7 @@ class Loop:
         resumed = old is None and state.champion == version
         self.champion = served
         if resumed:
+            state.resume_online(served)
             self.metrics.champion(version, state.champion_since)
             return
         began = time.time()

@@ -77,11 +77,10 @@ class RandomFeatureEncoder(nn.Module):
 
     def put(self, random: RandomFeatures) -> None:
         """Take on these random features."""
-        with torch.no_grad():
-            self.waves.weight.copy_(torch.from_numpy(random.frequencies.T))
-            self.waves.bias.copy_(torch.from_numpy(random.phases))
-            for table, vectors in zip(self.categories, random.vectors, strict=True):
-                table.weight.copy_(torch.from_numpy(vectors))
+        weights = {"waves.weight": random.frequencies.T, "waves.bias": random.phases}
+        weights |= {f"categories.{i}.weight": v for i, v in enumerate(random.vectors)}
+        taken = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
+        self.load_state_dict(self.state_dict() | taken)
 
 
 def table_encoder(

@@ -1,7 +1,8 @@
 """Rows of named features to two matrices: standardised numbers, and indices of categories.
 
 A missing number becomes the training mean, a missing or unseen category index 0. Numbers are
-cut at ten standard deviations, so that one wild value cannot saturate the model.
+cut at ten standard deviations, so that one wild value cannot saturate the model; a model that
+standardises anew as the stream moves cuts for itself, and is given them uncut.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from deploy.preprocess.contract import FILE, Feeds, Inputs, Tensors, TensorSpec
 
 Kind = Literal["numeric", "boolean", "categorical"]
 
-_CLIP = 10.0
+CUT = 10.0
+UNCUT = 1e6
 # The most frequent categories keep an index of their own; the rest share index 0.
 _MOST_CATEGORIES = 1000
 
@@ -78,12 +80,13 @@ class TabularPreprocessor:
 
     kind: Literal["text", "tabular"] = "tabular"
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    def __init__(self, features: Sequence[Feature], cut: float = CUT) -> None:
         if not features:
             raise ValueError("a table needs at least one feature")
         if len({f.name for f in features}) != len(features):
             raise ValueError("two features have the same name")
         self.features = tuple(features)
+        self.cut = cut
         self._numbers = [f for f in self.features if f.kind != "categorical"]
         self._categories = [f for f in self.features if f.kind == "categorical"]
         self._mean = np.array([f.mean for f in self._numbers])
@@ -96,7 +99,9 @@ class TabularPreprocessor:
         ]
 
     @classmethod
-    def fit(cls, inputs: Inputs, kinds: Mapping[str, Kind]) -> TabularPreprocessor:
+    def fit(
+        cls, inputs: Inputs, kinds: Mapping[str, Kind], cut: float = CUT
+    ) -> TabularPreprocessor:
         """Learn means, scales and categories from a structured array [n].
 
         ``kinds`` names every feature, in order. Booleans are 0 and 1 and become -1 and 1.
@@ -116,7 +121,7 @@ class TabularPreprocessor:
                 # Ties in order of the name: the same events give the same file.
                 common = sorted(seen, key=lambda value: (-seen[value], value))[:_MOST_CATEGORIES]
                 features.append(Feature(name, kind, categories=tuple(common)))
-        return cls(features)
+        return cls(features, cut)
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, object]) -> TabularPreprocessor:
@@ -125,7 +130,10 @@ class TabularPreprocessor:
         listed = settings["features"]
         if not isinstance(listed, list):
             raise ValueError("features must be a list")
-        return cls([_feature(value) for value in listed])
+        cut = settings.get("cut", CUT)
+        if not isinstance(cut, int | float) or not cut > 0:
+            raise ValueError("cut must be a number above zero")
+        return cls([_feature(value) for value in listed], float(cut))
 
     @property
     def numeric_features(self) -> int:
@@ -205,7 +213,8 @@ class TabularPreprocessor:
 
     def save(self, folder: Path) -> None:
         """Write ``preprocess.json``."""
-        content = {"kind": "tabular", "features": [asdict(f) for f in self.features]}
+        features = [asdict(f) for f in self.features]
+        content = {"kind": "tabular", "cut": self.cut, "features": features}
         (folder / FILE).write_text(json.dumps(content, indent=1) + "\n")
 
     def _standardise(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -216,7 +225,7 @@ class TabularPreprocessor:
         # Values near float64's end may overflow on the way; the cut brings them back.
         with np.errstate(over="ignore"):
             standard: NDArray[np.float64] = np.clip(
-                (numbers - self._mean) / self._scale, -_CLIP, _CLIP
+                (numbers - self._mean) / self._scale, -self.cut, self.cut
             )
         standard[np.isnan(standard)] = 0.0
         return standard.astype(np.float32)
