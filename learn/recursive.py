@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
+from scipy.linalg.blas import dsymm, dsyrk
 
 Arrays = dict[str, NDArray[np.generic]]
 Floats = NDArray[np.float64]
@@ -36,7 +37,8 @@ class RecursiveLeastSquares:
 
     def __init__(self, inputs: int, targets: int, forgetting: float, prior: float) -> None:
         self.forgetting, self.prior = forgetting, prior
-        self.covariance: Floats = np.eye(inputs) / prior
+        #: Symmetric; only the lower triangle is kept up, and in Fortran order, for BLAS.
+        self.covariance: Floats = np.asfortranarray(np.eye(inputs) / prior)
         self.weight: Floats = np.zeros((inputs, targets))
 
     def learn(self, x: Floats, y: Floats) -> Floats:
@@ -56,7 +58,7 @@ class RecursiveLeastSquares:
 
     def _learn(self, x: Floats, y: Floats) -> Floats:
         n, d = x.shape
-        projected = self.covariance @ x.T
+        projected = dsymm(1.0, self.covariance, x.T, lower=1)
         # An event that is j younger counts forgetting^-j as much: its noise is that much smaller.
         joint = x @ projected
         joint[np.diag_indices(n)] += self.forgetting ** np.arange(1, n + 1)
@@ -64,8 +66,10 @@ class RecursiveLeastSquares:
         white = solve_triangular(lower, y - x @ self.weight, lower=True, check_finite=False)
         gain = solve_triangular(lower, projected.T, lower=True, check_finite=False)
         self.weight += gain.T @ white
-        self.covariance -= gain.T @ gain
-        self.covariance /= self.forgetting**n
+        less = 1 / self.forgetting**n
+        self.covariance = dsyrk(
+            -less, gain, beta=less, c=self.covariance, trans=1, lower=1, overwrite_c=1
+        )
         mean = float(np.trace(self.covariance)) / d
         if mean > MOST / self.prior:
             self.covariance *= MOST / self.prior / mean
@@ -74,9 +78,9 @@ class RecursiveLeastSquares:
 
     def state(self) -> Arrays:
         """Plain arrays, for the checkpoint."""
-        return {"covariance": self.covariance.copy(), "weight": self.weight.copy()}
+        return {"covariance": self.covariance.copy(order="F"), "weight": self.weight.copy()}
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on where `state` was taken."""
-        self.covariance = state["covariance"].astype(np.float64)
+        self.covariance = np.asfortranarray(state["covariance"], dtype=np.float64)
         self.weight = state["weight"].astype(np.float64)
