@@ -1,13 +1,15 @@
 """Rows of named features to two matrices: standardised numbers, and indices of categories.
 
-A missing number becomes the training mean, a missing or unseen category index 0. Numbers are
-cut at ten standard deviations, so that one wild value cannot saturate the model; a model that
+A missing number becomes the training mean, a missing category index 0; an unseen one too, or,
+where there are many, one of a few indices by its hash, the same on every machine. Numbers are cut
+at ten standard deviations, so that one wild value cannot saturate the model; a model that
 standardises anew as the stream moves cuts for itself, and is given them uncut.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,19 +26,37 @@ Kind = Literal["numeric", "boolean", "categorical"]
 
 CUT = 10.0
 UNCUT = 1e6
-# The most frequent categories keep an index of their own; the rest share index 0.
+# The most frequent categories keep an index of their own.
 _MOST_CATEGORIES = 1000
+# With so many categories, others are to be expected: they share indices by a hash of their name.
+_MANY, _BUCKETS = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column: numbers become ``(value - mean) / scale``; categories their index + 1."""
+    """One column: numbers become ``(value - mean) / scale``; categories their index + 1.
+
+    Other categories become one of ``buckets`` further indices, or 0 where there are none.
+    """
 
     name: str
     kind: Kind
     mean: float = 0.0
     scale: float = 1.0
     categories: tuple[str, ...] = ()
+    buckets: int = 0
+
+    @property
+    def indices(self) -> int:
+        """How many indices a category may become, 0 included."""
+        return len(self.categories) + 1 + self.buckets
+
+    def hashed(self, value: str | None) -> int:
+        """The index of a category that has none of its own."""
+        if value is None or not self.buckets:
+            return 0
+        digest = zlib.crc32(value.encode("utf-8", "surrogatepass"))
+        return len(self.categories) + 1 + digest % self.buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +140,8 @@ class TabularPreprocessor:
                 seen = Counter(value for value in column.tolist() if value is not None)
                 # Ties in order of the name: the same events give the same file.
                 common = sorted(seen, key=lambda value: (-seen[value], value))[:_MOST_CATEGORIES]
-                features.append(Feature(name, kind, categories=tuple(common)))
+                buckets = _BUCKETS if len(seen) >= _MANY else 0
+                features.append(Feature(name, kind, categories=tuple(common), buckets=buckets))
         return cls(features, cut)
 
     @classmethod
@@ -143,7 +164,7 @@ class TabularPreprocessor:
     @property
     def category_sizes(self) -> tuple[int, ...]:
         """For each column of the feed ``category``: how many indices it has, index 0 included."""
-        return tuple(len(f.categories) + 1 for f in self._categories)
+        return tuple(f.indices for f in self._categories)
 
     def __call__(self, inputs: Inputs) -> Feeds:
         """``numeric`` float32 [n, f] and ``category`` int64 [n, c] of a structured array."""
@@ -164,7 +185,9 @@ class TabularPreprocessor:
         category = np.zeros((n, len(self._categories)), np.int64)
         for column, (feature, index) in enumerate(zip(self._categories, self._index, strict=True)):
             values = inputs[feature.name].tolist()
-            category[:, column] = [index.get(value, 0) for value in values]
+            category[:, column] = [
+                index[value] if value in index else feature.hashed(value) for value in values
+            ]
         return Rows(self._standardise(numbers), category)
 
     def rows(self, values: Sequence[object]) -> Inputs:
@@ -318,4 +341,5 @@ def _feature(value: object) -> Feature:
         mean=float(value["mean"]),
         scale=float(value["scale"]),
         categories=tuple(str(category) for category in value["categories"]),
+        buckets=int(value.get("buckets", 0)),
     )

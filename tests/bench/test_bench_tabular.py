@@ -26,7 +26,8 @@ def test_a_peer_is_tested_and_taught_as_by_river() -> None:
     metric = metrics.Accuracy()
     evaluate.progressive_val_score(rows, naive_bayes.GaussianNB(), metric)
     ours = peers.run(naive_bayes.GaussianNB, x, y)
-    assert ours.accuracy == pytest.approx(100 * metric.get())
+    # The first event, which the model cannot answer yet, river leaves out; here it is an error.
+    assert ours.right.sum() == pytest.approx(399 * metric.get())
 
 
 def test_delayed_labels_teach_nothing_before_their_time() -> None:
