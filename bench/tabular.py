@@ -98,7 +98,7 @@ def _parity(name: str, x: Floats, y: Labels, events: int) -> Iterator[Row]:
     single, batched = int8_agreement(x, y, SEEDS[0], events)
     words = f"{name}: same decision of the INT8 file"
     yield row(f"{words}, one by one", single, "%", ">= 99.5", f"on {events:,} events")
-    yield row(f"{words}, in batches of 32", batched, "%", note="one scale for the whole batch")
+    yield row(f"{words}, in batches of 32", batched, "%")
 
 
 def _compared(name: str, x: Floats, y: Labels, seeds: tuple[int, ...]) -> Iterator[Row]:

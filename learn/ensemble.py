@@ -154,8 +154,7 @@ class TabularEnsemble:
             index = feeds["category"]
             row += [vectors[index[:, i]] for i, vectors in enumerate(random.vectors)]
         x = np.concatenate(row, axis=1)
-        waves = np.sqrt(2.0) * np.cos(x.astype(np.float32) @ random.frequencies + random.phases)
-        return np.concatenate([x, waves], axis=1)
+        return np.concatenate([x, random.waves(x)], axis=1)
 
 
 def parts(columns: Columns, features: int) -> list[NDArray[np.int64]]:

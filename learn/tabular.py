@@ -10,11 +10,20 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from learn.config import ModelConfig
-from learn.random_features import CUT, Columns, RandomFeatures, columns_of
+from learn.random_features import (
+    CUT,
+    HIGHEST,
+    LOWEST,
+    STEPS,
+    Columns,
+    RandomFeatures,
+    columns_of,
+)
 
 CATEGORY_WIDTH = 8
 
@@ -52,6 +61,7 @@ class RandomFeatureEncoder(nn.Module):
 
     shift: torch.Tensor
     gain: torch.Tensor
+    bounds: torch.Tensor
 
     def __init__(self, columns: Columns, features: int) -> None:
         super().__init__()
@@ -61,7 +71,9 @@ class RandomFeatureEncoder(nn.Module):
             nn.Embedding(size, width)
             for size, width in zip(columns.categories, columns.widths, strict=True)
         )
-        self.waves = nn.Linear(columns.width, 2 * features)
+        # Two constant columns, which weigh nothing, fix the range of the INT8 activations.
+        self.register_buffer("bounds", torch.tensor([[LOWEST, HIGHEST]]))
+        self.waves = nn.Linear(columns.width + 2, 2 * features)
 
     def forward(
         self, numeric: torch.Tensor | None = None, category: torch.Tensor | None = None
@@ -73,11 +85,15 @@ class RandomFeatureEncoder(nn.Module):
         if category is not None:
             parts += [table(category[:, i]) for i, table in enumerate(self.categories)]
         row = torch.cat(parts, dim=1)
-        return torch.cat([row, math.sqrt(2.0) * torch.cos(self.waves(row))], dim=1)
+        coarse = torch.clamp(torch.round(row * STEPS) / STEPS, LOWEST, HIGHEST)
+        bounds = torch.zeros_like(row[:, :1]) + self.bounds
+        waves = torch.cos(self.waves(torch.cat([coarse, bounds], dim=1)))
+        return torch.cat([row, math.sqrt(2.0) * waves], dim=1)
 
     def put(self, random: RandomFeatures) -> None:
         """Take on these random features."""
-        weights = {"waves.weight": random.frequencies.T, "waves.bias": random.phases}
+        padded = np.pad(random.frequencies.T, ((0, 0), (0, 2)))
+        weights = {"waves.weight": padded, "waves.bias": random.phases}
         weights |= {f"categories.{i}.weight": v for i, v in enumerate(random.vectors)}
         taken = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         self.load_state_dict(self.state_dict() | taken)

@@ -45,8 +45,8 @@ def test_the_ensemble_learns_and_reports_its_cost() -> None:
     assert found.right[600:].mean() > 0.85
     assert found.size_bytes > 1e6
     assert found.events_per_second > 0
-    again = run(x, y, Setting(), seed=0, block=1)
-    assert (again.right == found.right).mean() > 0.995
+    again = run(x[:200], y[:200], Setting(), seed=0, block=1)
+    assert (again.right != found.right[:200]).sum() <= 1  # the last digits differ, at most
 
 
 def test_columns_of_the_past_stand_beside_the_features() -> None:

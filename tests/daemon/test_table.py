@@ -17,7 +17,7 @@ from daemon.sources import open_source
 from daemon.trainer import Trainer
 from registry import open_registry
 
-TURN = 900
+TURN = 700
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def config(tmp_path):
     """Rows of a number whose level and meaning move at `TURN`, and a category."""
     random = np.random.default_rng(1)
     lines = []
-    for i in range(3000):
+    for i in range(2400):
         turned = i >= TURN
         price, kind = random.normal(), str(random.choice(["x", "y"]))
         label = (price > 0) == ((kind == "x") != turned)

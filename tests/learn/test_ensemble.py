@@ -196,3 +196,38 @@ def test_past_goes_on_from_its_state() -> None:
     found = second.extend(inputs[25:], labels[25:])
     np.testing.assert_allclose(found["price~128"], expected["price~128"])
     assert found["label~2"].tolist() == expected["label~2"].tolist()
+
+
+def test_the_torch_encoder_embeds_as_the_ensemble_and_its_int8_graph_decides_alike(
+    tmp_path,
+) -> None:
+    torch = pytest.importorskip("torch")
+    from deploy.export import export_onnx, quantize_int8
+    from deploy.session import run_graph
+    from learn.model import Classifier
+    from learn.tabular import RandomFeatureEncoder
+
+    model = ensemble(features=64)
+    feeds, labels = rows(0, 1500)
+    model.learn(feeds, labels)
+    encoder = RandomFeatureEncoder(COLUMNS, 64)
+    encoder.put(model.random)
+    moved = {
+        k.removeprefix("encoder."): torch.from_numpy(v) for k, v in model.standardisation.items()
+    }
+    encoder.load_state_dict(encoder.state_dict() | moved)
+    module = Classifier(encoder, model.head.dimension, 2)
+    with torch.no_grad():
+        module.head.weight.copy_(torch.from_numpy(model.head.weight))
+        module.head.bias.copy_(torch.from_numpy(model.head.bias))
+    later, _ = rows(1, 2000)
+    export_onnx(module, part(later, slice(0, 2)), tmp_path / "fp32.onnx")
+    quantize_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    answer = run_graph(tmp_path / "int8.onnx", later)
+    np.testing.assert_allclose(
+        run_graph(tmp_path / "fp32.onnx", later).embeddings, model.embed(later), atol=0.2
+    )
+    expected = model.logits(later)
+    assert (answer.logits.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.998
+    # Exact but for rows that lie on the border of two steps of the grid.
+    assert np.median(np.abs(answer.logits - expected)) < 1e-3
