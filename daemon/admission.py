@@ -58,7 +58,7 @@ class Admission:
             labellers = np.full(len(events), None, dtype=object)
         agreed = self._agreement.of(
             answer,
-            self._online(answer),
+            self._online(events, answer),
             state.memory,
             state.events,
             confidence=self.config.confidence,
@@ -78,12 +78,9 @@ class Admission:
             admitted &= ~own
         return admitted
 
-    def _online(self, answer: Answer) -> NDArray[np.int64] | None:
+    def _online(self, events: Examples, answer: Answer) -> NDArray[np.int64] | None:
         online = self._state.online
-        if online is None:
-            return None
-        best: NDArray[np.int64] = online.logits(answer.embeddings).argmax(axis=1)
-        return best
+        return None if online is None else online.judge(events.inputs, answer.embeddings)
 
     def _open(self, finding: Finding, champion: Served) -> None:
         """A new case; what it gave since its contradictions began is taken out of the memory."""
@@ -94,7 +91,7 @@ class Admission:
         self._metrics.quarantined(case.reason).inc(len(learned))
         if len(learned):
             # The online head has learned from them, step by step; it cannot unlearn them alone.
-            state.restart_online(champion)
+            state.restart_online(champion, anew=True)
         ids = learned.ids[:NAMED_IDS].tolist()
         self._journal.write("quarantined", **case.as_dict(), unlearned=len(learned), ids=ids)
 

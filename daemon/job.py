@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,17 +59,16 @@ class Job:
         self,
         folder: Path,
         examples: Examples,
-        head: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        given: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
-        """Write the job into the new ``folder``; ``head`` is (weight, bias) given outright.
+        """Write the job into the new ``folder``; ``given`` are weights by name, learned already.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written.
         """
         folder.mkdir(parents=True)
         arrays = {f"examples/{name}": array for name, array in examples.to_arrays().items()}
-        if head is not None:
-            arrays["head/weight"], arrays["head/bias"] = head
+        arrays |= {f"given/{name}": array for name, array in (given or {}).items()}
         try:
             save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, folder / EXAMPLES)
         except SafetensorError as error:
@@ -90,19 +89,14 @@ def read_embedded(folder: Path) -> Examples | None:
     return Examples.from_arrays(load_file(path)) if path.exists() else None
 
 
-def read_examples(
-    folder: Path,
-) -> tuple[Examples, tuple[NDArray[np.float32], NDArray[np.float32]] | None]:
-    """The examples of the job in ``folder``, and the head that it gives outright, if any."""
+def read_examples(folder: Path) -> tuple[Examples, dict[str, NDArray[np.float32]]]:
+    """The examples of the job in ``folder``, and the weights that it gives outright, by name."""
     arrays = load_file(folder / EXAMPLES)
-    prefix = "examples/"
-    examples = Examples.from_arrays(
-        {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-    )
-    head = None
-    if "head/weight" in arrays:
-        head = (arrays["head/weight"], arrays["head/bias"])
-    return examples, head
+
+    def under(prefix: str) -> dict[str, NDArray[Any]]:
+        return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+
+    return Examples.from_arrays(under("examples/")), under("given/")
 
 
 @dataclass(frozen=True, slots=True)

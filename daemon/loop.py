@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,8 @@ class Loop:
         self.metrics.events("labelled").inc(int(known.sum()))
         self.metrics.events("unlabelled").inc(int((~known).sum()))
         self._last_time = float(batch.times[-1])
+        features = batch.features
+        batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels), "")
             state.events += len(batch)
@@ -204,9 +206,8 @@ class Loop:
         own = (labels >= 0) & (given >= 0)
         state.prequential.observe(numbers[own], given[own] == labels[own])
         self.repair.observe(batch.inputs, answer, labels, given, self.champion)
-        observed = Observations(
-            answer.embeddings, answer.probabilities, labels, batch.times, batch.features
-        )
+        embeddings = answer.embeddings[:, self.champion.place]
+        observed = Observations(embeddings, answer.probabilities, labels, batch.times, features)
         signals = state.watch.observe(observed)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
@@ -286,11 +287,11 @@ class Loop:
         rows = np.flatnonzero((labels >= 0) & ~state.memory.held_out(batch.ids))
         for start in range(0, len(rows), ONLINE_CHUNK):
             chunk = rows[start : start + ONLINE_CHUNK]
-            embeddings, truth = answer.embeddings[chunk], labels[chunk]
+            seen, truth = (batch.inputs[chunk], answer.embeddings[chunk]), labels[chunk]
             state.online.grow(len(state.classes))
-            ours = state.online.logits(embeddings).argmax(axis=1)
+            ours = state.online.judge(*seen)
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
-            state.online.learn(embeddings, truth)
+            state.online.learn(*seen, truth)
 
     def _poll(self) -> Poll:
         try:
@@ -338,6 +339,7 @@ class Loop:
         resumed = old is None and state.champion == version
         self.champion = served
         if resumed:
+            state.resume_online(served)
             self.metrics.champion(version, state.champion_since)
             return
         began = time.time()
@@ -365,7 +367,7 @@ class Loop:
                 without = request.body.get("without") or ()
                 self.repair.request(request.body.get("rung"), request.reason, without)
                 if without:  # the online head may have learned from them
-                    self.state.restart_online(self.champion)
+                    self.state.restart_online(self.champion, anew=True)
             self.registry.done(request)
 
     def _decide(self, request: Request, champion: Served) -> None:

@@ -452,14 +452,12 @@ class Repair:
             ],
             excluded=[stretch.as_dict() for stretch in self._excluded()],
         )
-        head = None
+        given = None
         if rung == "online" and state.online is not None:
-            columns = np.array([state.classes.add(name) for name in labels])
-            given = state.online.head
-            head = (given.weight[:, columns], given.bias[columns])
+            given = state.online.weights(np.array([state.classes.add(name) for name in labels]))
         attempt.examples = len(examples)
         try:
-            job.write(self.trainer.folder_of(job), examples, head)
+            job.write(self.trainer.folder_of(job), examples, given)
             self.trainer.start(job)
         except OSError:
             # The rung had no chance: it keeps its turn for when there is room on the disk again.

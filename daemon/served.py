@@ -7,6 +7,7 @@ judging one beside another costs a matrix product on embeddings already at hand,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,18 @@ class Answer:
 class Served:
     """One version, opened from its folder as the server opens it."""
 
-    def __init__(self, version: str, session: Session, encoder: str, classes: Classes) -> None:
+    def __init__(
+        self,
+        version: str,
+        session: Session,
+        encoder: str,
+        classes: Classes,
+        folder: Path | None = None,
+    ) -> None:
         self.version = version
+        self.folder = folder
+        #: Columns of an embedding that tell where an input lies, without an ensemble's waves of it.
+        self.place = slice(None, _row_width(folder))
         self.session = session
         self.encoder = encoder
         self.labels: Sequence[str] = session.labels
@@ -113,7 +124,7 @@ class Served:
     ) -> Served:
         """Open the version in ``folder``, whose digests the registry has verified."""
         session = Session.open(folder, threads=threads)
-        return cls(manifest.version, session, encoder_digest(manifest), classes)
+        return cls(manifest.version, session, encoder_digest(manifest), classes, folder)
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -163,6 +174,13 @@ class Judge:
         """The opinion on embeddings, float32 [n, d]."""
         found = softmax(embeddings @ self._head.weight + self._head.bias, axis=1)
         return Opinion(self.columns[found.argmax(axis=1)], found.max(axis=1))
+
+
+def _row_width(folder: Path | None) -> int | None:
+    """The width of a table's row within the embedding of an ensemble; None for other encoders."""
+    description = json.loads((folder / "model.json").read_bytes()) if folder else {}
+    waves = 2 * description.get("random_features", 0)
+    return description["dimension"] - waves if waves else None
 
 
 def encoder_digest(manifest: Manifest) -> str:

@@ -20,15 +20,15 @@ from daemon.config import Config
 from daemon.evidence import PairedTest
 from daemon.gate import Trial
 from daemon.guard import Guard
+from daemon.online import OnEmbeddings, Online, OnRows, restored
 from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.quarantine import Quarantine
 from daemon.served import Classes, Served
 from daemon.watch import Watch
 from drift import Reference, Signature
-from learn.head import Head
 from learn.memory import Memory
-from learn.online import OnlineHead
+from learn.past import Past
 
 DAY = 86_400.0
 KNOWN_REGIMES = 64
@@ -72,7 +72,9 @@ class State:
         self.champion: str | None = None
         self.champion_event = 0
         self.champion_since = 0.0
-        self.online: OnlineHead | None = None
+        self.past = Past(config.model)
+        self.online: Online | None = None
+        self._online_state: Arrays = {}
         self.online_test = PairedTest(config.gate.alpha)
         self.incident: Incident | None = None
         self.incidents = 0
@@ -119,17 +121,29 @@ class State:
         while len(self.regimes) > KNOWN_REGIMES:
             del self.regimes[next(iter(self.regimes))]
 
-    def restart_online(self, served: Served) -> None:
-        """The online head goes on from the champion's head, in the daemon's class indices."""
-        weight, bias = served.weight, served.bias
-        columns = served.columns
+    def restart_online(self, served: Served, *, anew: bool = False) -> None:
+        """What learns online begins beside ``served``, or goes on where the champion allows it.
+
+        ``anew``: it may not go on, as it has learned what it must forget.
+        """
         classes = len(self.classes)
-        wide = np.zeros((weight.shape[0], classes), dtype=np.float32)
-        # A class the champion does not know starts with no weight and the smallest bias in use.
-        offsets = np.full(classes, bias.min(initial=0.0), dtype=np.float32)
-        wide[:, columns], offsets[columns] = weight, bias
-        self.online = OnlineHead(Head(wide, offsets), self.config.learn.online)
+        rows = OnRows.beside(served, classes)
+        if rows is None:
+            self.online = OnEmbeddings.beside(served, classes, self.config.learn.online)
+        elif anew or not (isinstance(self.online, OnRows) and self.online.fits(rows)):
+            known = self.memory.recent(self.memory.config.recent, since=0, training=True)
+            if len(known):
+                rows.ensemble.learn(served.session.preprocessor(known.inputs), known.labels)
+            self.online = rows
         self.online_test = PairedTest(self.config.gate.alpha)
+
+    def resume_online(self, served: Served) -> None:
+        """After a restart: what learned online goes on beside the same champion."""
+        if self._online_state:
+            self.online = restored(self._online_state, served, self.config.learn.online)
+            self._online_state = {}
+        else:
+            self.restart_online(served)
 
     def promotions_today(self, now: float | None = None) -> int:
         """Promotions by the daemon in the last 24 hours."""
@@ -152,6 +166,7 @@ class State:
             "champion_event": self.champion_event,
             "champion_since": self.champion_since,
             "online_test": self.online_test.state(),
+            "past": self.past.values(),
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
             "trial": trial.values() if trial else None,
@@ -185,6 +200,7 @@ class State:
             **prefixed("awaiting", self.awaiting.state()),
             **prefixed("guard", self.guard.state()),
             **prefixed("quarantine", self.quarantine.arrays()),
+            **prefixed("past", self.past.arrays()),
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
@@ -219,8 +235,8 @@ class State:
         self.champion = values["champion"]
         self.champion_event = values["champion_event"]
         self.champion_since = values["champion_since"]
-        online = under("online", arrays)
-        self.online = OnlineHead.restored(online, self.config.learn.online) if online else None
+        self._online_state = under("online", arrays)
+        self.past.restore(values.get("past", ()), under("past", arrays))
         self.online_test = PairedTest.restored(gate.alpha, values["online_test"])
         self.incidents = values["incidents"]
         self.incident = None

@@ -17,7 +17,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +32,8 @@ from daemon.job import EMBEDDED, PROGRESS, VERSION, Job, Result, read_examples
 from deploy.measure import measure
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import (
+    CUT,
+    UNCUT,
     Preprocessor,
     TabularPreprocessor,
     TextPreprocessor,
@@ -95,7 +97,7 @@ def main() -> int:
 def run(folder: Path) -> Result:
     """Do the job in ``folder``; the version's files are left in ``folder/version``."""
     job = Job.read(folder)
-    examples, head = read_examples(folder)
+    examples, given = read_examples(folder)
     if job.rung == "recall":
         return recall(job, examples)
     if not len(examples):
@@ -107,7 +109,7 @@ def run(folder: Path) -> Result:
         parent = out
     else:
         parent = Path(job.parent)
-    return refresh(job, examples, head, parent, out, _reporter(folder))
+    return refresh(job, examples, given, parent, out, _reporter(folder))
 
 
 def recall(job: Job, examples: Examples) -> Result:
@@ -135,7 +137,7 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
     config = ModelConfig(**job.model)
     preprocess = create_preprocessor(config, examples)
     preprocess.save(out)
-    model = create_model(config, job.labels, preprocess)
+    model = create_model(config, job.labels, preprocess, job.seed)
     model.save(out)
     fp32 = out.parent / FP32
     export_onnx(model.module, preprocess.sample(2).feeds(), fp32)
@@ -145,8 +147,9 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
 def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor:
     """The preprocessing of a new model: the base's tokenizer, or fitted to the table."""
     if config.task == "tabular":
-        kinds = {feature.name: feature.kind for feature in config.features}
-        return TabularPreprocessor.fit(examples.inputs, kinds)
+        kinds = {feature.name: feature.kind for feature in config.columns}
+        cut = UNCUT if config.table == "ensemble" else CUT
+        return TabularPreprocessor.fit(examples.inputs, kinds, cut)
     from learn.text import resolve_base
 
     return TextPreprocessor(resolve_base(config.base) / "tokenizer.json", config.max_length)
@@ -155,7 +158,7 @@ def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor
 def refresh(
     job: Job,
     examples: Examples,
-    given: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    given: Mapping[str, NDArray[np.float32]],
     parent: Path,
     out: Path,
     report: Callable[[Any], None],
@@ -165,12 +168,17 @@ def refresh(
 
     preprocess = load_preprocessor(parent)
     session = Session.open(parent, threads=job.threads)
-    if given is None:
+    if not given:
         examples = _embedded(examples, session, out.parent)
     learned, validation = split(examples, job.seed)
     learn = LearnConfig(**job.learn)
-    if given is not None:
-        update = Update(head=Head(*given), parameters_touched=sum(a.size for a in given))
+    if given:
+        encoder = {name: array for name, array in given.items() if not name.startswith("head.")}
+        update = Update(
+            head=Head(given["head.weight"], given["head.bias"]),
+            encoder=encoder,
+            parameters_touched=sum(array.size for array in given.values()),
+        )
     else:
         update = open_strategy(job.strategy, learn).fit(
             Start(
@@ -189,7 +197,14 @@ def refresh(
     served = Session.open(out, threads=job.threads)
     sample = validation if len(validation) else learned
     sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))
-    metrics = _measured(job, update, parent, out, served, preprocess, sample)
+    if update.encoder and given:
+        # The graph is the parent's but for a few numbers: INT8 costs what it cost the parent.
+        served.warm()
+        answers = served.predict(sample.inputs).probabilities.argmax(axis=1)
+        accuracy = float((answers == sample.labels).mean())
+        metrics = _inherited(parent, INHERITED) | {"accuracy": accuracy}
+    else:
+        metrics = _measured(job, update, parent, out, served, preprocess, sample)
     return Result(
         "trained",
         stopped=update.stopped,

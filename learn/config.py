@@ -11,6 +11,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+HALF_LIVES = (2, 8, 32, 128)  # events; of the running means that `relative` compares with
+
+
 class FeatureConfig(_Section):
     """One column of a table."""
 
@@ -46,8 +49,36 @@ class ModelConfig(_Section):
     features: tuple[FeatureConfig, ...] = Field(
         (), description="Columns of a table, in order. Needed for `task: tabular`."
     )
+    table: Literal["ensemble", "network"] = Field(
+        "ensemble",
+        description="Model of a table. ensemble: linear experts on random features, which learn "
+        "online from the first event. network: a small residual network, trained by the ladder.",
+    )
+    random_features: int = Field(
+        256,
+        ge=8,
+        le=2048,
+        description="Random features of the ensemble, for the event's own columns and again for "
+        "all. 256 follow a thousand events' drift; time and memory grow with the square.",
+    )
+    relative: bool = Field(
+        False,
+        description="Add each number of a table against its running mean of late, as columns "
+        "`name~2`, `~8`, `~32`, `~128` (half-lives in events). Off: who asks the server must then "
+        "send them, or null.",
+    )
+    lagged_labels: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Add the last labels that have arrived as columns `label~1`, `label~2`, ... "
+        "Off: who asks the server must then send them, or null.",
+    )
     dimension: int = Field(
-        64, ge=2, le=1024, description="Width of a table's embedding. 64 suits tens of features."
+        64,
+        ge=2,
+        le=1024,
+        description="Width of the network's embedding; 64 suits tens of features.",
     )
 
     @model_validator(mode="after")
@@ -57,7 +88,30 @@ class ModelConfig(_Section):
         names = [feature.name for feature in self.features]
         if len(set(names)) != len(names):
             raise ValueError("model.features names a feature twice")
+        if taken := sorted({feature.name for feature in self.context} & set(names)):
+            raise ValueError(f"model.features may not name {taken[0]}: driftd adds that column")
         return self
+
+    @property
+    def numbers(self) -> list[str]:
+        """The names of the features that are numbers."""
+        return [feature.name for feature in self.features if feature.kind == "numeric"]
+
+    @property
+    def context(self) -> list[FeatureConfig]:
+        """The columns that tell of the stream's past (`learn.past`), in order."""
+        pairs = [(name, h) for h in HALF_LIVES for name in self.numbers] if self.relative else []
+        relative = [FeatureConfig(name=f"{name}~{h}", kind="numeric") for name, h in pairs]
+        labels = [
+            FeatureConfig(name=f"label~{lag}", kind="categorical")
+            for lag in range(1, self.lagged_labels + 1)
+        ]
+        return relative + labels
+
+    @property
+    def columns(self) -> list[FeatureConfig]:
+        """All columns of the table that the model sees: the features, then the context."""
+        return [*self.features, *self.context]
 
 
 class MemoryConfig(_Section):

@@ -150,7 +150,9 @@ class Model:
         )
 
 
-def create_model(config: ModelConfig, labels: list[str], preprocess: Preprocess) -> Model:
+def create_model(
+    config: ModelConfig, labels: list[str], preprocess: Preprocess, seed: int = 0
+) -> Model:
     """A new model with an empty head: a pretrained text encoder, or a fresh table encoder."""
     encoder: nn.Module
     if config.task == "text":
@@ -160,7 +162,7 @@ def create_model(config: ModelConfig, labels: list[str], preprocess: Preprocess)
     else:
         from learn.tabular import table_encoder
 
-        encoder, architecture = table_encoder(config, preprocess)
+        encoder, architecture = table_encoder(config, preprocess, seed)
     width = int(architecture["dimension"])
     description = {"kind": config.task, "labels": list(labels), **architecture}
     return Model(Classifier(encoder, width, len(labels)), description, preprocess)

@@ -18,10 +18,12 @@ from deploy.preprocess.contract import (
     Tensors,
     TensorSpec,
 )
-from deploy.preprocess.tabular import Feature, TabularPreprocessor
+from deploy.preprocess.tabular import CUT, UNCUT, Feature, TabularPreprocessor
 from deploy.preprocess.text import TextPreprocessor
 
 __all__ = [
+    "CUT",
+    "UNCUT",
     "Encoded",
     "Feature",
     "Feeds",

@@ -1,12 +1,15 @@
 """Rows of named features to two matrices: standardised numbers, and indices of categories.
 
-A missing number becomes the training mean, a missing or unseen category index 0. Numbers are
-cut at ten standard deviations, so that one wild value cannot saturate the model.
+A missing number becomes the training mean, a missing category index 0; an unseen one too, or,
+where there are many, one of a few indices by its hash, the same on every machine. Numbers are cut
+at ten standard deviations, so that one wild value cannot saturate the model; a model that
+standardises anew as the stream moves cuts for itself, and is given them uncut.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,20 +24,39 @@ from deploy.preprocess.contract import FILE, Feeds, Inputs, Tensors, TensorSpec
 
 Kind = Literal["numeric", "boolean", "categorical"]
 
-_CLIP = 10.0
-# The most frequent categories keep an index of their own; the rest share index 0.
+CUT = 10.0
+UNCUT = 1e6
+# The most frequent categories keep an index of their own.
 _MOST_CATEGORIES = 1000
+# With so many categories, others are to be expected: they share indices by a hash of their name.
+_MANY, _BUCKETS = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column: numbers become ``(value - mean) / scale``; categories their index + 1."""
+    """One column: numbers become ``(value - mean) / scale``; categories their index + 1.
+
+    Other categories become one of ``buckets`` further indices, or 0 where there are none.
+    """
 
     name: str
     kind: Kind
     mean: float = 0.0
     scale: float = 1.0
     categories: tuple[str, ...] = ()
+    buckets: int = 0
+
+    @property
+    def indices(self) -> int:
+        """How many indices a category may become, 0 included."""
+        return len(self.categories) + 1 + self.buckets
+
+    def hashed(self, value: str | None) -> int:
+        """The index of a category that has none of its own."""
+        if value is None or not self.buckets:
+            return 0
+        digest = zlib.crc32(value.encode("utf-8", "surrogatepass"))
+        return len(self.categories) + 1 + digest % self.buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +100,13 @@ class TabularPreprocessor:
 
     kind: Literal["text", "tabular"] = "tabular"
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    def __init__(self, features: Sequence[Feature], cut: float = CUT) -> None:
         if not features:
             raise ValueError("a table needs at least one feature")
         if len({f.name for f in features}) != len(features):
             raise ValueError("two features have the same name")
         self.features = tuple(features)
+        self.cut = cut
         self._numbers = [f for f in self.features if f.kind != "categorical"]
         self._categories = [f for f in self.features if f.kind == "categorical"]
         self._mean = np.array([f.mean for f in self._numbers])
@@ -96,7 +119,9 @@ class TabularPreprocessor:
         ]
 
     @classmethod
-    def fit(cls, inputs: Inputs, kinds: Mapping[str, Kind]) -> TabularPreprocessor:
+    def fit(
+        cls, inputs: Inputs, kinds: Mapping[str, Kind], cut: float = CUT
+    ) -> TabularPreprocessor:
         """Learn means, scales and categories from a structured array [n].
 
         ``kinds`` names every feature, in order. Booleans are 0 and 1 and become -1 and 1.
@@ -115,8 +140,9 @@ class TabularPreprocessor:
                 seen = Counter(value for value in column.tolist() if value is not None)
                 # Ties in order of the name: the same events give the same file.
                 common = sorted(seen, key=lambda value: (-seen[value], value))[:_MOST_CATEGORIES]
-                features.append(Feature(name, kind, categories=tuple(common)))
-        return cls(features)
+                buckets = _BUCKETS if len(seen) >= _MANY else 0
+                features.append(Feature(name, kind, categories=tuple(common), buckets=buckets))
+        return cls(features, cut)
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, object]) -> TabularPreprocessor:
@@ -125,7 +151,10 @@ class TabularPreprocessor:
         listed = settings["features"]
         if not isinstance(listed, list):
             raise ValueError("features must be a list")
-        return cls([_feature(value) for value in listed])
+        cut = settings.get("cut", CUT)
+        if not isinstance(cut, int | float) or not cut > 0:
+            raise ValueError("cut must be a number above zero")
+        return cls([_feature(value) for value in listed], float(cut))
 
     @property
     def numeric_features(self) -> int:
@@ -135,7 +164,7 @@ class TabularPreprocessor:
     @property
     def category_sizes(self) -> tuple[int, ...]:
         """For each column of the feed ``category``: how many indices it has, index 0 included."""
-        return tuple(len(f.categories) + 1 for f in self._categories)
+        return tuple(f.indices for f in self._categories)
 
     def __call__(self, inputs: Inputs) -> Feeds:
         """``numeric`` float32 [n, f] and ``category`` int64 [n, c] of a structured array."""
@@ -156,7 +185,9 @@ class TabularPreprocessor:
         category = np.zeros((n, len(self._categories)), np.int64)
         for column, (feature, index) in enumerate(zip(self._categories, self._index, strict=True)):
             values = inputs[feature.name].tolist()
-            category[:, column] = [index.get(value, 0) for value in values]
+            category[:, column] = [
+                index[value] if value in index else feature.hashed(value) for value in values
+            ]
         return Rows(self._standardise(numbers), category)
 
     def rows(self, values: Sequence[object]) -> Inputs:
@@ -205,7 +236,8 @@ class TabularPreprocessor:
 
     def save(self, folder: Path) -> None:
         """Write ``preprocess.json``."""
-        content = {"kind": "tabular", "features": [asdict(f) for f in self.features]}
+        features = [asdict(f) for f in self.features]
+        content = {"kind": "tabular", "cut": self.cut, "features": features}
         (folder / FILE).write_text(json.dumps(content, indent=1) + "\n")
 
     def _standardise(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -216,7 +248,7 @@ class TabularPreprocessor:
         # Values near float64's end may overflow on the way; the cut brings them back.
         with np.errstate(over="ignore"):
             standard: NDArray[np.float64] = np.clip(
-                (numbers - self._mean) / self._scale, -_CLIP, _CLIP
+                (numbers - self._mean) / self._scale, -self.cut, self.cut
             )
         standard[np.isnan(standard)] = 0.0
         return standard.astype(np.float32)
@@ -309,4 +341,5 @@ def _feature(value: object) -> Feature:
         mean=float(value["mean"]),
         scale=float(value["scale"]),
         categories=tuple(str(category) for category in value["categories"]),
+        buckets=int(value.get("buckets", 0)),
     )

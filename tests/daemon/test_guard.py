@@ -45,7 +45,7 @@ class Stream:
         self.metrics = Metrics("m")
         self.champion = SimpleNamespace(
             encoder="e1", weight=np.eye(4, 3, dtype=np.float32), bias=np.zeros(3, np.float32),
-            columns=np.arange(3), version="v0001",
+            columns=np.arange(3), version="v0001", folder=None,
         )  # fmt: skip
         self.state.restart_online(self.champion)
         journal = SimpleNamespace(write=lambda kind, **row: self.rows.append({"kind": kind, **row}))

@@ -40,7 +40,7 @@ def examples():
 
 def test_each_refresh_builds_on_its_parent_and_never_writes_to_it(examples, tmp_path):
     registry = open_registry(tmp_path / "registry", create=True)
-    model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
+    model = ModelConfig(task="tabular", table="network", features=[{"name": "a"}, {"name": "b"}])
     learn = LearnConfig(training=TrainingConfig(encoder_rate=0.003, rounds=4))
     parent = None
     # The meaning turns over twice, so that each encoder rung starts from a head that is wrong.

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.errors import InputError
 from deploy.preprocess import (
+    UNCUT,
     Feature,
     TabularPreprocessor,
     TextPreprocessor,
@@ -208,6 +209,7 @@ def test_table_from_feeds(table_preprocessor):
         b'{"kind": "text", "max_length": "many"}',
         b'{"kind": "tabular", "features": []}',
         b'{"kind": "tabular", "features": [{"name": "a"}]}',
+        b'{"kind": "tabular", "cut": 0, "features": []}',
     ],
 )
 def test_malformed_files_are_refused(tmp_path, content):
@@ -221,3 +223,29 @@ def test_a_broken_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="no tokenizer file"):
         load_preprocessor(tmp_path)
+
+
+def test_categories_that_come_later_are_told_apart_where_there_are_many(tmp_path):
+    shops = [f"shop{i}" for i in range(40)]
+    table = rows(*((1.0, 0.0, shop) for shop in shops[:20]))
+    kinds = {"price": "numeric", "peak": "boolean", "region": "categorical"}
+    fitted = TabularPreprocessor.fit(table, kinds)
+    assert fitted.category_sizes == (20 + 1 + 64,)
+    fitted.save(tmp_path)
+    again = load_preprocessor(tmp_path)
+    later = rows(*((1.0, 0.0, shop) for shop in shops[20:]), (1.0, 0.0, None))
+    found = again(later)["category"][:, 0]
+    assert found[-1] == 0
+    assert (found[:-1] > 20).all()
+    assert found.max() < 85
+    assert len(set(found.tolist())) > 10
+    np.testing.assert_array_equal(fitted(later)["category"][:, 0], found)
+
+
+def test_a_model_that_cuts_for_itself_gets_numbers_uncut(tmp_path):
+    table = rows((0.0, 0.0, "a"), (2.0, 0.0, "a"))
+    kinds = {"price": "numeric", "peak": "boolean", "region": "categorical"}
+    far = rows((5000.0, 0.0, "a"))
+    assert TabularPreprocessor.fit(table, kinds)(far)["numeric"][0, 0] == 10.0
+    TabularPreprocessor.fit(table, kinds, UNCUT).save(tmp_path)
+    assert load_preprocessor(tmp_path)(far)["numeric"][0, 0] == 4999.0
