@@ -616,6 +616,7 @@ class Repair:
         )
         version = self.registry.publish(folder, draft, actor=self.actor)
         if champion is None:
+            self.state.memory.anchor()
             reason = f"first version, from {result.examples} events"
             self.registry.promote(version.id, actor=self.actor, reason=reason)
             self._attempt_ended("promoted", reason, version=version.id)

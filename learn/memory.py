@@ -1,12 +1,14 @@
-"""What may be learned from: the recent window, a replay reservoir, and a held-out split.
+"""What may be learned from: the recent window, a replay reservoir, and two parts that only judge.
 
-Bounded in events and bytes. Membership of the held-out split is a hash of the event's id, so that
-no restart and no second reading can move an event from judging to training.
+The held-out split is a hash of the event's id, so that no restart and no second reading can move
+an event from judging to training. The anchors are held-out events of the first training, kept for
+good: they show what has been forgotten since. All parts are bounded in events and bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +18,8 @@ from learn.config import MemoryConfig
 from learn.examples import Arrays, Examples
 
 _HASHES = float(2**64)
+# Of memory.max_bytes.
+_SHARES = {"recent": 0.65, "replay": 0.25, "anchors": 0.1}
 
 
 class Memory:
@@ -30,6 +34,7 @@ class Memory:
         self.encoder = ""
         self._recent = Examples.empty()
         self._replay = Examples.empty()
+        self._anchors = Examples.empty()
         self._pending: list[Examples] = []
         self._pending_rows = 0
         self._judging: NDArray[np.bool_] | None = None
@@ -44,12 +49,38 @@ class Memory:
         return len(self)
 
     def sizes(self) -> dict[str, int]:
-        """Events by part: ``recent``, ``held_out`` (of the recent) and ``replay``."""
+        """Events by part: ``recent``, ``held_out`` (of the recent), ``replay`` and ``anchors``."""
         return {
             "recent": len(self._recent) + self._pending_rows,
             "held_out": int(self._judges().sum()),
             "replay": len(self._replay),
+            "anchors": len(self._anchors),
         }
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the kept events take, by `memory.max_bytes`'s measure."""
+        self._settle()
+        return sum(int(_sizes(part).sum()) for part in (self._recent, self._replay, self._anchors))
+
+    @property
+    def anchors(self) -> Examples:
+        """The held-out events of the first training, balanced over its classes; they only judge."""
+        self._settle()
+        return self._anchors
+
+    def anchor(self) -> None:
+        """Keep held-out events of now as the anchors, for good; later calls change nothing.
+
+        At most `memory.anchors` of them, as even over the classes as they allow.
+        """
+        self._settle()
+        if len(self._anchors):
+            return
+        pool = self._recent.take(self._judges())
+        chosen = pool.take(_balanced(pool.labels, self.config.anchors, seed=0))
+        fitting = _fitting(chosen, int(_SHARES["anchors"] * self.config.max_bytes))
+        self._anchors = chosen.take(np.arange(len(chosen) - fitting, len(chosen)))
 
     def held_out(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
         """Bool [n]: which of the events, by id (object [n] of str), only ever judge."""
@@ -74,6 +105,7 @@ class Memory:
             self.encoder = encoder
             self._recent = self._recent.with_embeddings(_none(len(self._recent), examples))
             self._replay = self._replay.with_embeddings(_none(len(self._replay), examples))
+            self._anchors = self._anchors.with_embeddings(_none(len(self._anchors), examples))
         self._pending.append(examples)
         self._pending_rows += len(examples)
         if self._pending_rows > self.config.recent // 2:
@@ -94,6 +126,7 @@ class Memory:
         row = {event_id: position for position, event_id in enumerate(ids)}
         self._recent = _adopted(self._recent, row, embeddings)
         self._replay = _adopted(self._replay, row, embeddings)
+        self._anchors = _adopted(self._anchors, row, embeddings)
 
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
@@ -150,7 +183,8 @@ class Memory:
         self._settle()
         name = np.frombuffer(self.encoder.encode(), dtype=np.uint8)
         parts: Arrays = {"encoder": name}
-        for prefix, part in (("recent", self._recent), ("replay", self._replay)):
+        kept = {"recent": self._recent, "replay": self._replay, "anchors": self._anchors}
+        for prefix, part in kept.items():
             if len(part):
                 parts |= {f"{prefix}/{k}": a for k, a in part.to_arrays().items()}
         return parts
@@ -161,11 +195,13 @@ class Memory:
         self._pending, self._pending_rows = [], 0
         self._recent, self._judging = _part("recent/", state), None
         self._replay = _part("replay/", state)
+        self._anchors = _part("anchors/", state)
 
     def _settle(self) -> None:
         """Work the pending events in: newest label wins, then the bounds."""
         if not self._pending:
             return
+        self._relabel_anchors()
         together = Examples.concatenate([self._recent, *self._pending])
         self._pending, self._pending_rows = [], 0
         last = {event_id: position for position, event_id in enumerate(together.ids)}
@@ -174,7 +210,8 @@ class Memory:
             self._replay = self._replay.take(~stale)
         if len(last) < len(together):
             together = together.take(np.array(sorted(last.values())))
-        keep = min(self.config.recent, _fitting(together, self.config.max_bytes))
+        limit = int(_SHARES["recent"] * self.config.max_bytes)
+        keep = min(self.config.recent, _fitting(together, limit))
         start = max(0, len(together) - keep)
         aged, self._recent = (
             together.take(np.arange(start)),
@@ -183,6 +220,18 @@ class Memory:
         self._judging = None
         if len(aged) and self.config.replay:
             self._age(aged)
+
+    def _relabel_anchors(self) -> None:
+        if not len(self._anchors):
+            return
+        newer = {
+            event_id: label
+            for part in self._pending
+            for event_id, label in zip(part.ids, part.labels.tolist(), strict=True)
+        }
+        labels = zip(self._anchors.ids, self._anchors.labels.tolist(), strict=True)
+        found = np.array([newer.get(event_id, label) for event_id, label in labels], np.int64)
+        self._anchors = self._anchors.relabelled(found)
 
     def _age(self, aged: Examples) -> None:
         aged = aged.take(~self.held_out(aged.ids))
@@ -197,7 +246,14 @@ class Memory:
         for label in np.unique(pool.labels):
             mine = order[pool.labels[order] == label]
             kept.append(mine[:share])
-        self._replay = pool.take(np.sort(np.concatenate(kept)))
+        chosen = np.concatenate(kept)
+        # Over the bound in bytes, every class gives up its largest hashes first.
+        rank = np.concatenate([np.arange(len(part)) for part in kept])
+        chosen = chosen[np.argsort(rank, kind="stable")]
+        total = np.cumsum(_sizes(pool.take(chosen)))
+        limit = _SHARES["replay"] * self.config.max_bytes
+        fitting = np.searchsorted(total, limit, side="right")
+        self._replay = pool.take(np.sort(chosen[:fitting]))
 
 
 def _hash(text: str) -> int:
@@ -231,13 +287,17 @@ def _part(prefix: str, state: Mapping[str, NDArray[np.generic]]) -> Examples:
 
 def _fitting(examples: Examples, limit: int) -> int:
     """How many of the newest events fit into ``limit`` bytes."""
+    return int(np.searchsorted(np.cumsum(_sizes(examples)[::-1]), limit, side="right"))
+
+
+def _sizes(examples: Examples) -> NDArray[np.int64]:
+    """Int64 [n]: about the bytes that each event takes."""
     row = 64 + (examples.embeddings.shape[1] * 4 if examples.embeddings is not None else 0)
-    if examples.inputs.dtype == object:
-        sizes = np.fromiter((len(text) for text in examples.inputs), np.int64, len(examples))
-    else:
-        sizes = np.full(len(examples), examples.inputs.dtype.itemsize)
-    total = np.cumsum((sizes + row)[::-1])
-    return int(np.searchsorted(total, limit, side="right"))
+    n = len(examples)
+    if examples.inputs.dtype != object:
+        return np.full(n, examples.inputs.dtype.itemsize + row, dtype=np.int64)
+    # Characters beyond Latin-1 take two or four bytes each.
+    return np.fromiter((sys.getsizeof(text) for text in examples.inputs), np.int64, count=n) + row
 
 
 def _balanced(labels: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:

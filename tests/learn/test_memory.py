@@ -100,8 +100,54 @@ def test_bounded_in_bytes() -> None:
     for first in range(0, 100, 10):
         texts = np.array(["x" * 50_000] * 10, dtype=object)
         memory.add(events(names(first, 10), first=first, inputs=texts), "v1")
-    assert 15 <= len(memory) <= 20
+    assert 12 <= len(memory) <= 14
     assert memory.recent(1).arrivals.tolist() == [99]
+
+
+def test_every_part_counts_towards_the_bytes() -> None:
+    limit = 1024 * 1024
+    memory = Memory(MemoryConfig(recent=100, max_bytes=limit, replay=2000))
+    for first in range(0, 600, 10):
+        # Not Latin: two bytes a character.
+        texts = np.array(["\u4e2d" * 5_000] * 10, dtype=object)
+        memory.add(events(names(first, 10), [i % 3 for i in range(10)], first, texts), "v1")
+        if first == 100:
+            memory.anchor()
+        assert memory.size_bytes <= limit
+    sizes = memory.sizes()
+    assert 5 <= sizes["anchors"] <= 10  # of 10 kB each, in a tenth
+    assert 20 <= sizes["replay"] <= 26  # in a quarter
+    assert np.bincount(memory._replay.labels).min() >= 6
+    assert sizes["recent"] > 50
+
+
+def test_anchors_are_held_out_events_of_the_first_training_and_stay() -> None:
+    config = MemoryConfig(recent=400, replay=60, anchors=30)
+    memory = filled(config, 300)
+    memory.anchor()
+    anchors = memory.anchors
+    assert len(anchors) == 30
+    assert memory.held_out(anchors.ids).all()
+    assert np.bincount(anchors.labels).tolist() == [10, 10, 10]
+    for first in range(300, 3000, 50):
+        memory.add(events(names(first, 50), [i % 3 for i in range(50)], first), "v1")
+    memory.anchor()
+    assert_same(memory.anchors, anchors)
+    learned = memory.training_set(since=0, replay=5000, replay_weight=1.0, seed=0)
+    assert not set(learned.ids) & set(anchors.ids)
+    again = Memory(config)
+    again.restore(load(save(memory.state())))
+    assert_same(again.anchors, anchors)
+
+
+def test_an_anchor_whose_label_is_put_right_keeps_the_newest() -> None:
+    memory = filled(MemoryConfig(recent=400), 300)
+    memory.anchor()
+    name = str(memory.anchors.ids[0])
+    memory.add(events([name], [7], first=300), "v2")
+    assert memory.anchors.labels[0] == 7
+    assert memory.anchors.embeddings is not None
+    assert np.isnan(memory.anchors.embeddings).all()
 
 
 def test_replay_is_balanced_over_the_classes() -> None:
