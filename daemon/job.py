@@ -29,6 +29,7 @@ PROGRESS = "progress.jsonl"
 RESULT = "result.json"
 VERSION = "version"
 LOG = "trainer.log"
+TRAINING = "training.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Job:
     ``labels`` are the new version's classes, in order; the examples' labels index into them.
     ``parent`` is the folder of the version to start from, None for the very first one.
     ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
-    config sections as plain values.
+    config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that suffices.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Job:
     model: dict[str, Any]
     learn: dict[str, Any]
     candidates: list[tuple[str, str]] = field(default_factory=list)
+    target: float | None = None
 
     def write(
         self,

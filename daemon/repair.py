@@ -406,6 +406,7 @@ class Repair:
                     else []
                 )
             ],
+            target=self._target(incident),
         )
         head = None
         if rung == "online" and state.online is not None:
@@ -431,6 +432,12 @@ class Repair:
             parent=champion.version if champion else None,
             candidates=[version for version, _ in job.candidates],
         )
+
+    def _target(self, incident: Incident) -> float | None:
+        """The accuracy at which the damage counts as repaired; none where there was no damage."""
+        if incident.cause != "drift":
+            return None
+        return incident.reference_accuracy - self.config.policy.tolerance_points / 100
 
     def _recall_at_once(self, incident: Incident, champion: Served, reason: str) -> bool:
         """Try the archived versions on embeddings at hand; False if one has another encoder."""

@@ -125,18 +125,75 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising rate.")
     accumulate: int = Field(1, ge=1, description="Batches a step, where memory is short.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="`bf16` halves the digits of products in training, at the same accuracy; "
+        "`auto` where the processor has instructions for it, which makes it 1.3 times as fast.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where encoders are trained; `auto` is a GPU where there is one."
+    )
     clip: float = Field(1.0, gt=0, description="Largest gradient norm; larger ones are scaled.")
     top_layers: int = Field(2, ge=1, description="Encoder layers that `partial` unfreezes.")
     lora_rank: int = Field(8, ge=1, description="Rank of LoRA's update; 8 equals full here.")
+    layer_decay: float = Field(
+        2.6,
+        ge=1,
+        description="`progressive` divides a layer's rate by this to get the rate of the one "
+        "below; 2.6 is from the paper (ULMFiT).",
+    )
+    frozen_mb: int = Field(
+        512,
+        ge=0,
+        description="Memory for the output of frozen layers, which then run once and not in "
+        "every round. Above it they run again; 0 always does.",
+    )
     lora_targets: tuple[str, ...] = Field(
         ("query", "value"),
         min_length=1,
         description="Linear layers that LoRA adapts; all where none is named so, as in tables.",
     )
+    ia3_rate: float = Field(
+        5e-3, gt=0, description="Peak learning rate of IA3's factors, which start from one."
+    )
+    adapter_width: int = Field(
+        48, ge=1, description="Width of bottleneck adapters; 48 is 1 % of a MiniLM's weights."
+    )
+    virtual_tokens: int = Field(
+        20,
+        ge=1,
+        description="Length of a prefix or prompt. Each one costs time in every prediction.",
+    )
+    prompt_rate: float = Field(
+        1e-2, gt=0, description="Peak learning rate of a prefix or a prompt."
+    )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of staying near the parent's logits where the parent is right, "
+        "against forgetting.",
+    )
+    contrastive: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the supervised contrastive loss, which draws examples of a class "
+        "together; meant for few labels.",
+    )
+    class_focus: float = Field(
+        0.0,
+        ge=0,
+        description="How much more often a class is drawn that is always wrong in validation; 1 "
+        "doubles it, 0 draws every example once a round.",
+    )
     minimal_gain: float = Field(
         0.5,
         ge=0,
         description="Points of validation accuracy that a round must gain, or training stops.",
+    )
+    max_update_ratio: float = Field(
+        0.1,
+        gt=0,
+        description="Size of a step against that of the weights; above it training has diverged.",
     )
     max_gap: float = Field(
         0.2,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
@@ -19,8 +18,6 @@ class HeadRefit:
     """One convex fit; its panel has a single round."""
 
     name = "head"
-    rung: Literal["head"] = "head"
-    trains_encoder = False
 
     def __init__(self, config: LearnConfig) -> None:
         self.config = config
