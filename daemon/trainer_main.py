@@ -38,6 +38,7 @@ from deploy.preprocess import (
 )
 from deploy.session import MODEL_FILE, Session
 from learn.config import LearnConfig, ModelConfig
+from learn.curation import curate
 from learn.examples import Examples
 from learn.head import Head
 from learn.strategy import Start, Update
@@ -176,6 +177,16 @@ def refresh(
         examples = _embedded(examples, session, out.parent)
     learned, validation = split(examples, job.seed)
     learn = LearnConfig(**job.learn)
+    curated: dict[str, int] = {}
+    if given is None:
+        learned, curated = curate(
+            learned,
+            len(job.labels),
+            learn.curation,
+            learn.l2,
+            job.seed,
+            lambda some: _embedded(some, session),
+        )
     if given is not None:
         update = Update(head=Head(*given), parameters_touched=sum(a.size for a in given))
     else:
@@ -214,6 +225,7 @@ def refresh(
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
             "stopped": update.stopped,
+            "curation": curated,
             "strategy_settings": job.learn,
             "labels_added": [name for name in job.labels if name not in session.labels],
         },
@@ -330,10 +342,10 @@ def _grown(session: Session, labels: list[str]) -> Head:
     )
 
 
-def _embedded(examples: Examples, session: Session, folder: Path) -> Examples:
+def _embedded(examples: Examples, session: Session, folder: Path | None = None) -> Examples:
     """The examples with this encoder's embeddings, computed only where they are missing.
 
-    What was computed is left in ``folder``, so that the daemon need not ask for it again.
+    What was computed is left in ``folder``, if given, so that the daemon need not ask for it again.
     """
     found = examples.embeddings
     width = session.head.weight.shape[0]
@@ -343,8 +355,9 @@ def _embedded(examples: Examples, session: Session, folder: Path) -> Examples:
     if len(missing):
         found = found.copy()
         found[missing] = session.predict(examples.inputs[missing]).embeddings
-        computed = examples.with_embeddings(found).take(missing)
-        save_file(computed.to_arrays(), folder / EMBEDDED)
+        if folder is not None:
+            computed = examples.with_embeddings(found).take(missing)
+            save_file(computed.to_arrays(), folder / EMBEDDED)
     return examples.with_embeddings(found)
 
 

@@ -203,6 +203,52 @@ class TrainingConfig(_Section):
     )
 
 
+class CurationConfig(_Section):
+    """What is done to the examples of a refresh before it trains."""
+
+    duplicates: bool = Field(
+        True,
+        description="Merge examples of the same input and label; the one that stays has the "
+        "weight of all, so nothing is lost but time.",
+    )
+    near_duplicates: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Cosine of embeddings from which an example is left out beside another of "
+        "its class, 0.98 for paraphrases; 0 keeps all.",
+    )
+    noise: Literal["off", "confident", "threshold"] = Field(
+        "off",
+        description="Leave out labels that look wrong to a head that has not seen them: by "
+        "confident learning, or where it is surer than `noise_threshold` of another class.",
+    )
+    noise_threshold: float = Field(
+        0.9, gt=0, le=1, description="Probability of another class for `noise: threshold`."
+    )
+    folds: int = Field(5, ge=2, description="Parts by which unseen examples are judged.")
+    tiers: tuple[float, ...] = Field(
+        (),
+        description="Shares of easy, medium and hard examples, such as [0.6, 0.3, 0.1]; empty "
+        "trains on all.",
+    )
+    augment: int = Field(
+        0,
+        ge=0,
+        description="Changed copies of each text of a class that has few: words swapped, left "
+        "out, or taken from other texts of the class.",
+    )
+    augment_below: int = Field(
+        20, ge=1, description="Examples of a class below which its texts are augmented."
+    )
+
+    @model_validator(mode="after")
+    def _shares_of_tiers(self) -> CurationConfig:
+        if self.tiers and (min(self.tiers) < 0 or abs(sum(self.tiers) - 1) > 1e-6):
+            raise ValueError("learn.curation.tiers are shares: not negative, and 1 together")
+        return self
+
+
 class LearnConfig(_Section):
     """The ``learn:`` section."""
 
@@ -226,3 +272,4 @@ class LearnConfig(_Section):
     )
     online: OnlineConfig = Field(OnlineConfig(), description="The online head.")
     training: TrainingConfig = Field(TrainingConfig(), description="Encoder training.")
+    curation: CurationConfig = Field(CurationConfig(), description="Cleaning of examples.")

@@ -73,7 +73,7 @@ def train(
             before = (found.accuracy, -found.loss)
             state = State(before, before, _copies(trained))
         if state.stage != number:
-            state.stage, state.in_stage = number, 0
+            state.stage, state.in_stage, moments = number, 0, {}
         steps = _Steps(model, stage, loss, examples, config, start.seed)
         restore_optimiser(steps.optimiser, trained, moments)
         moments = {}
