@@ -65,7 +65,7 @@ def test_flipped_labels_are_found_and_accuracy_won_back() -> None:
     before = score(fit_softmax(points, noisy, None, 4, 0.1).logits(test), truth)
     assert kept.embeddings is not None
     after = score(fit_softmax(kept.embeddings, kept.labels, None, 4, 0.1).logits(test), truth)
-    assert after.loss < before.loss - 0.2
+    assert after.loss < 0.6 * before.loss
 
 
 def test_a_class_whose_labels_are_all_wrong_ends_in_a_defined_way() -> None:
