@@ -222,6 +222,8 @@ def refresh(
             "seed": job.seed,
             "code_version": code_version(),
             "trained_on": examples.lineage(),
+            "replayed": examples.take(examples.weights < 1).lineage(),
+            "target": job.target,
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
             "stopped": update.stopped,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +156,24 @@ class Memory:
         chosen = pool.take(_balanced(pool.labels, replay, seed))
         weights = np.full(len(chosen), replay_weight, dtype=np.float32)
         return Examples.concatenate([chosen.weighted(weights), fresh])
+
+    def at(self, ranges: Iterable[Mapping[str, Any]]) -> Examples:
+        """The training events that lay in these ranges of `Examples.lineage`, in order of arrival.
+
+        Those that are no longer in memory are left out.
+        """
+        self._settle()
+        pool = Examples.concatenate([self._replay, self._recent.take(~self._judges())])
+        wanted = np.zeros(len(pool), dtype=np.bool_)
+        for place in ranges:
+            wanted |= (
+                (pool.topics == place["topic"])
+                & (pool.partitions == place["partition"])
+                & (pool.offsets >= place["start"])
+                & (pool.offsets < place["end"])
+            )
+        found = pool.take(wanted)
+        return found.take(np.argsort(found.arrivals, kind="stable"))
 
     def unseen(self, since: int, cutoff: int, limit: int) -> Examples:
         """Events that a challenger trained up to arrival ``cutoff`` has not learned from.

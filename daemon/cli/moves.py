@@ -6,13 +6,15 @@ the journal with who and why. All of them work whether or not the daemon runs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import click
 
 from daemon.cli.options import Target, actor, json_option, reason_option, target_options
-from daemon.cli.output import print_json
+from daemon.cli.output import console, facts, print_json
 from daemon.policy_config import LADDER
 from registry import State
 
@@ -134,9 +136,16 @@ def resume(target: Target, reason: str, as_json: bool) -> None:
 @click.command()
 @click.option("--rung", type=click.Choice(LADDER), help="Only this rung; else the policy chooses.")
 @click.option("--reason", metavar="TEXT", default="asked for by an operator", show_default=True)
+@click.option(
+    "--reproduce",
+    metavar="VERSION",
+    help="Train this version again from its lineage, here and now, and compare; publish nothing.",
+)
 @target_options
 @json_option
-def refresh(rung: str | None, reason: str, target: Target, as_json: bool) -> None:
+def refresh(
+    rung: str | None, reason: str, reproduce: str | None, target: Target, as_json: bool
+) -> None:
     """Ask the daemon to train a challenger now.
 
     The gate decides whether it serves. The request stays until a daemon takes it up. Follow it
@@ -146,9 +155,38 @@ def refresh(rung: str | None, reason: str, target: Target, as_json: bool) -> Non
     Examples:
       driftd refresh
       driftd refresh --rung lora --reason "new product lines"
+      driftd refresh --reproduce v0012
     """
+    if reproduce is not None:
+        _reproduce(reproduce, target, as_json)
+        return
     request = target.open().request("refresh", {"rung": rung}, actor=actor(), reason=reason)
     if as_json:
         print_json({"id": request.id, "kind": request.kind, **request.body})
     else:
         click.echo(f"Asked for a refresh ({rung or 'rung by policy'}): request {request.id}.")
+
+
+def _reproduce(version: str, target: Target, as_json: bool) -> None:
+    from daemon.cli.versions import resolve
+    from daemon.config import load_config
+    from daemon.reproduce import CannotReproduce
+    from daemon.reproduce import reproduce as train_again
+
+    registry = target.open()
+    config = load_config(target.path, os.environ)
+    try:
+        found = train_again(config, registry, resolve(registry.state(), version))
+    except CannotReproduce as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows: list[tuple[str, object]] = [
+        ("version", f"{found.version}, {found.strategy}, {found.examples:,} events"),
+        ("accuracy recorded", f"{found.recorded:.2%}"),
+        ("accuracy now", f"{found.reproduced:.2%}"),
+        ("CPU-seconds", f"{found.cpu_seconds:.1f}"),
+    ]
+    rows += [(f"{name} differs", f"{then}, now {now}") for name, then, now in found.code]
+    console().print(facts(rows))
