@@ -39,7 +39,8 @@ class Job:
     ``labels`` are the new version's classes, in order; the examples' labels index into them.
     ``parent`` is the folder of the version to start from, None for the very first one.
     ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
-    config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that suffices.
+    config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that suffices;
+    examples of an arrival before ``onset`` are replayed.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Job:
     learn: dict[str, Any]
     candidates: list[tuple[str, str]] = field(default_factory=list)
     target: float | None = None
+    onset: int = 0
 
     def write(
         self,

@@ -407,6 +407,7 @@ class Repair:
                 )
             ],
             target=self._target(incident),
+            onset=incident.onset_event,
         )
         head = None
         if rung == "online" and state.online is not None:

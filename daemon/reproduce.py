@@ -21,7 +21,7 @@ from daemon.job import Job
 from daemon.trainer import Trainer
 from daemon.trainer_main import code_version
 from learn.examples import Examples
-from learn.memory import Memory
+from learn.memory import Memory, replay_weights
 from learn.strategies import NAMES
 from registry import Manifest, Registry
 
@@ -59,10 +59,9 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
             f"{version} was made by {manifest.strategy}, event by event: there is no training to "
             "repeat"
         )
-    if "replayed" not in lineage:
+    if "onset" not in lineage:
         raise CannotReproduce(
-            f"the lineage of {version} does not say which events were replayed: it is of an older "
-            "driftd"
+            f"the lineage of {version} has no onset of its regime: it is of an older driftd"
         )
     examples = _examples(config, manifest)
     with tempfile.TemporaryDirectory(prefix="driftd-reproduce-") as folder:
@@ -78,7 +77,8 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
             cpu_seconds=config.policy.cpu_seconds_per_refresh,
             model=config.model.model_dump(mode="json"),
             learn=lineage["strategy_settings"],
-            target=lineage.get("target"),
+            target=lineage["target"],
+            onset=lineage["onset"],
         )
         job.write(trainer.folder_of(job), examples)
         trainer.start(job)
@@ -109,11 +109,7 @@ def _examples(config: Config, manifest: Manifest) -> Examples:
     memory = Memory(config.memory)
     memory.restore(under("memory", found.arrays))
     lineage = manifest.lineage
-    replayed = memory.at(lineage["replayed"])
-    weight = np.float32(lineage["strategy_settings"]["replay_weight"])
-    old = set(replayed.ids)
     everything = memory.at(lineage["trained_on"])
-    fresh = everything.take(np.array([i not in old for i in everything.ids], dtype=np.bool_))
     if gone := _gone(lineage["trained_on"], everything):
         lost = sum(end - start for *_, start, end in gone)
         raise CannotReproduce(
@@ -123,9 +119,11 @@ def _examples(config: Config, manifest: Manifest) -> Examples:
             + (f" and {len(gone) - 10} more ranges" if len(gone) > 10 else "")
             + ". A larger memory.recent keeps more"
         )
-    examples = Examples.concatenate(
-        [replayed.weighted(np.full(len(replayed), weight, np.float32)), fresh]
-    )
+    old = everything.arrivals < lineage["onset"]
+    replayed, fresh = everything.take(old), everything.take(~old)
+    weight = lineage["strategy_settings"]["replay_weight"]
+    weights = replay_weights(replayed.labels, fresh.labels, weight)
+    examples = Examples.concatenate([replayed.weighted(weights), fresh])
     names = found.values["classes"]
     place = {name: i for i, name in enumerate(manifest.labels)}
     columns = np.array([place.get(name, -1) for name in names], dtype=np.int64)

@@ -198,6 +198,7 @@ def refresh(
                 seed=job.seed,
                 threads=job.threads,
                 cpu_seconds=job.cpu_seconds,
+                held=_held(examples, session, job.onset),
                 target=job.target,
                 keep=out.parent / TRAINING,
             ),
@@ -222,8 +223,8 @@ def refresh(
             "seed": job.seed,
             "code_version": code_version(),
             "trained_on": examples.lineage(),
-            "replayed": examples.take(examples.weights < 1).lineage(),
             "target": job.target,
+            "onset": job.onset,
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
             "stopped": update.stopped,
@@ -342,6 +343,12 @@ def _grown(session: Session, labels: list[str]) -> Head:
         if len(labels) >= head.classes
         else Head.zeros(head.dimension, len(labels))
     )
+
+
+def _held(examples: Examples, session: Session, onset: int) -> tuple[int, ...]:
+    """Places of the parent's labels of which nothing came since the onset."""
+    fresh = set(examples.labels[examples.arrivals >= onset].tolist())
+    return tuple(place for place in range(len(session.labels)) if place not in fresh)
 
 
 def _embedded(examples: Examples, session: Session, folder: Path | None = None) -> Examples:

@@ -19,6 +19,7 @@ from learn.config import MemoryConfig
 from learn.examples import Arrays, Examples
 
 _HASHES = float(2**64)
+_MOST = 10.0
 # Of memory.max_bytes.
 _SHARES = {"recent": 0.65, "replay": 0.25, "anchors": 0.1}
 
@@ -148,13 +149,15 @@ class Memory:
     def training_set(self, since: int, replay: int, replay_weight: float, seed: int) -> Examples:
         """Events from arrival ``since`` on at weight 1, and a sample of older ones for replay.
 
-        The replay is drawn evenly from the classes, at ``replay_weight`` an event.
+        The replay is drawn evenly from the classes, at ``replay_weight`` an event. A class of which
+        nothing came since is known from its replay alone: that has the weight, all together, of
+        what came of another class, at most ten an event.
         """
         fresh = self.recent(self.config.recent, since, training=True)
         older = self._recent.take((self._recent.arrivals < since) & ~self._judges())
         pool = Examples.concatenate([self._replay, older])
         chosen = pool.take(_balanced(pool.labels, replay, seed))
-        weights = np.full(len(chosen), replay_weight, dtype=np.float32)
+        weights = replay_weights(chosen.labels, fresh.labels, replay_weight)
         return Examples.concatenate([chosen.weighted(weights), fresh])
 
     def at(self, ranges: Iterable[Mapping[str, Any]]) -> Examples:
@@ -273,6 +276,23 @@ class Memory:
         limit = _SHARES["replay"] * self.config.max_bytes
         fitting = np.searchsorted(total, limit, side="right")
         self._replay = pool.take(np.sort(chosen[:fitting]))
+
+
+def replay_weights(
+    replayed: NDArray[np.int64], fresh: NDArray[np.int64], weight: float
+) -> NDArray[np.float32]:
+    """Float32 [n] for the labels [n] of replayed examples, given those of the fresh ones.
+
+    ``weight``; more for a class of which nothing fresh came, as `Memory.training_set` says.
+    """
+    weights = np.full(len(replayed), weight, dtype=np.float32)
+    if len(fresh) and len(replayed) and weight > 0:
+        came = np.unique(fresh)
+        _, place, counts = np.unique(replayed, return_inverse=True, return_counts=True)
+        level = np.clip(len(fresh) / len(came) / counts[place], weight, _MOST)
+        absent = ~np.isin(replayed, came)
+        weights[absent] = level[absent]
+    return weights
 
 
 def _hash(text: str) -> int:

@@ -47,7 +47,8 @@ class Start:
     """Where a refresh begins: the new version's labels, the parent's head grown to them, and
     ``load`` for the whole model, which only strategies that train the encoder call.
 
-    target: validation accuracy, 0 to 1, that suffices. keep: the file that a run leaves after each
+    held: classes of which nothing new came, whose part of the head is held where it is. target:
+    validation accuracy, 0 to 1, that suffices. keep: the file that a run leaves after each
     round, and goes on from if it is there.
     """
 
@@ -57,6 +58,7 @@ class Start:
     seed: int
     threads: int
     cpu_seconds: float
+    held: tuple[int, ...] = ()
     target: float | None = None
     keep: Path | None = None
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from learn.config import CurationConfig
 from learn.curation.augment import augmented
 from learn.curation.duplicates import merged, near_duplicates
-from learn.curation.noise import confident_errors, out_of_fold, unlikely
+from learn.curation.noise import out_of_fold, suspects
 from learn.curation.tiers import mixed
 from learn.examples import Examples
 
@@ -52,11 +52,8 @@ def curate(
             examples.embeddings, examples.labels, classes, l2, config.folds, seed
         )
         wrong = np.zeros(len(examples), dtype=np.bool_)
-        if config.noise == "confident":
-            wrong = confident_errors(probabilities, examples.labels)
-        elif config.noise == "threshold":
-            wrong = unlikely(probabilities, examples.labels, config.noise_threshold)
         if config.noise != "off":
+            wrong = suspects(probabilities, examples.labels, config.noise, config)
             examples = keep(examples.take(~wrong), "noise")
         if config.tiers:
             chance = probabilities[~wrong][np.arange(len(examples)), examples.labels]

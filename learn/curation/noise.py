@@ -1,8 +1,8 @@
-"""Wrong labels, by confident learning (Northcutt et al. 2021) on embeddings that are at hand.
+"""Wrong labels, as a head sees them that was fitted without them, on embeddings at hand.
 
-Every example is judged by a head that has not seen it. It counts as mislabelled where another
-class is more likely than it usually is for that class's own examples; so a class that the head is
-shy about is not blamed for it.
+Three rules: another class is many times as likely (what wins back most accuracy, for it keeps hard
+examples); it is more likely than usual for its own examples (confident learning, Northcutt et al.
+2021); or simply likely.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from learn.config import CurationConfig
 from learn.head import fit_softmax
+
+NOISE = ("ratio", "confident", "threshold")
 
 
 def out_of_fold(
@@ -34,6 +37,30 @@ def out_of_fold(
         out = fold == number
         head = fit_softmax(embeddings[~out], labels[~out], None, classes, l2)
         found[out] = head.probabilities(embeddings[out])
+    return found
+
+
+def suspects(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], rule: str, config: CurationConfig
+) -> NDArray[np.bool_]:
+    """Bool [n]: labels that look wrong by the rule, one of `NOISE`."""
+    if rule == "ratio":
+        return outdone(probabilities, labels, config.noise_ratio)
+    if rule == "confident":
+        return confident_errors(probabilities, labels)
+    return unlikely(probabilities, labels, config.noise_threshold)
+
+
+def outdone(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], ratio: float
+) -> NDArray[np.bool_]:
+    """Bool [n]: examples of which another class is ``ratio`` times as likely as their own.
+
+    >>> outdone(np.float32([[0.95, 0.05], [0.8, 0.2]]), np.array([1, 1]), 10.0).tolist()
+    [True, False]
+    """
+    own = probabilities[np.arange(len(labels)), labels]
+    found: NDArray[np.bool_] = probabilities.max(axis=1) > ratio * own
     return found
 
 

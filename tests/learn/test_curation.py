@@ -11,7 +11,7 @@ from learn.config import CurationConfig
 from learn.curation import curate
 from learn.curation.augment import augmented
 from learn.curation.duplicates import merged, near_duplicates
-from learn.curation.noise import confident_errors, out_of_fold
+from learn.curation.noise import confident_errors, out_of_fold, outdone
 from learn.curation.tiers import mixed
 from learn.examples import Examples
 from learn.head import fit_softmax, score
@@ -62,6 +62,8 @@ def test_flipped_labels_are_found_and_accuracy_won_back() -> None:
     )
     assert report["noise"] == -int(found.sum())
     test, truth = clusters(2000, 2)
+    assert outdone(probabilities, noisy, 5.0)[flipped].mean() > 0.7
+    assert outdone(probabilities, noisy, 5.0)[~flipped].mean() < 0.1
     before = score(fit_softmax(points, noisy, None, 4, 0.1).logits(test), truth)
     assert kept.embeddings is not None
     after = score(fit_softmax(kept.embeddings, kept.labels, None, 4, 0.1).logits(test), truth)

@@ -8,7 +8,7 @@ from safetensors.numpy import load, save
 
 from learn.config import MemoryConfig
 from learn.examples import Examples
-from learn.memory import Memory
+from learn.memory import Memory, replay_weights
 
 
 def events(
@@ -156,12 +156,21 @@ def test_replay_is_balanced_over_the_classes() -> None:
     for first in range(0, 3000, 50):
         memory.add(events(names(first, 50), labels[first : first + 50], first), "v1")
     assert np.bincount(memory._replay.labels).tolist() == [30, 30]
-    drawn = memory.training_set(since=2990, replay=20, replay_weight=0.25, seed=3)
-    old = drawn.take(drawn.arrivals < 2990)
+    drawn = memory.training_set(since=2900, replay=20, replay_weight=0.25, seed=3)
+    old = drawn.take(drawn.arrivals < 2900)
     assert np.bincount(old.labels).tolist() == [10, 10]
     assert set(old.weights.tolist()) == {0.25}
-    assert set(drawn.take(drawn.arrivals >= 2990).weights.tolist()) == {1.0}
-    assert_same(drawn, memory.training_set(2990, 20, 0.25, 3))
+    assert set(drawn.take(drawn.arrivals >= 2900).weights.tolist()) == {1.0}
+    assert_same(drawn, memory.training_set(2900, 20, 0.25, 3))
+
+
+def test_a_class_that_came_no_more_is_replayed_at_the_weight_of_the_others() -> None:
+    fresh = np.array([0] * 30 + [1] * 10)
+    weights = replay_weights(np.array([0, 0, 2, 2, 2, 2, 3]), fresh, 0.1)
+    np.testing.assert_allclose(weights, [0.1, 0.1, 5, 5, 5, 5, 10])
+    assert set(replay_weights(np.array([2, 3]), fresh[:0], 0.1)) == {np.float32(0.1)}
+    assert set(replay_weights(np.array([2, 3]), fresh, 0.0)) == {0.0}
+    assert not len(replay_weights(fresh[:0], fresh, 0.1))
 
 
 def test_the_newest_label_of_an_event_wins() -> None:

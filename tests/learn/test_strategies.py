@@ -200,6 +200,19 @@ def test_little_data_does_not_crash(name: str, n: int, judges: int, classes: int
     assert_finite(Run(name, n, judges, classes).update)
 
 
+def test_a_head_refit_holds_classes_of_which_nothing_new_came() -> None:
+    head = Run("head").update.head
+    fresh = examples(tiny(), 60, 4, classes=2)
+    lost = {}
+    for held in ((), (2,)):
+        start = Start(LABELS, head, tiny, 1, 1, 60.0, held=held)
+        update = open_strategy("head", CONFIG).fit(start, fresh, fresh, lambda _: None)
+        old = examples(tiny(), 90, 5)
+        old = old.take(old.labels == 2)
+        lost[held] = score(update.head.logits(old.embeddings), old.labels).loss
+    assert lost[(2,)] < lost[()] - 0.1
+
+
 def test_an_unknown_strategy_is_named() -> None:
     with pytest.raises(ValueError, match="magic"):
         open_strategy("magic", CONFIG)
