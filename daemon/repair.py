@@ -572,6 +572,9 @@ class Repair:
         attempt.seconds, attempt.cpu_seconds = result.seconds, result.cpu_seconds
         attempt.parameters = result.parameters_touched
         self.metrics.refreshes(job.strategy, result.outcome).inc()
+        if result.stopped is not None:
+            why = result.stopped.partition(":")[0]
+            self.metrics.training_stopped(job.strategy, why).inc()
         self.journal.write(
             "refresh-finished",
             incident=incident.id,
