@@ -18,6 +18,7 @@ from daemon.policy_config import (
     BootstrapConfig,
     CheckpointConfig,
     GateConfig,
+    GuardConfig,
     HttpConfig,
     LogConfig,
     PolicyConfig,
@@ -86,6 +87,9 @@ class Config(Section):
     probation: ProbationConfig = Field(
         default_factory=ProbationConfig, description="The watch after a promotion."
     )
+    guard: GuardConfig = Field(
+        default_factory=GuardConfig, description="Labels that are held back."
+    )
     trainer: TrainerConfig = Field(
         default_factory=TrainerConfig, description="Limits of the process that trains."
     )
@@ -133,6 +137,8 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
         names = {feature.name for feature in config.model.features}
         for name in config.fields.features.keys() - names:
             yield ("fields", "features", name), "is not a feature of the model (model.features)"
+        for name in set(config.gate.slices) - names:
+            yield ("gate", "slices"), f"{name!r} is not a feature of the model (model.features)"
 
 
 def load_config(path: Path | str, environ: Mapping[str, str]) -> Config:

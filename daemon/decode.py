@@ -125,6 +125,7 @@ class Decoder:
         self._label_path = fields.label
         self._label = _getter(fields.label)
         self._id = (fields.id, _getter(fields.id)) if fields.id else None
+        self._labeller = _getter(fields.labeller) if fields.labeller else None
         self._time = (fields.time, _getter(fields.time)) if fields.time else None
         self._input: Callable[[dict[str, Any]], Any]
         if features is None:
@@ -148,6 +149,7 @@ class Decoder:
         times: list[float] = []
         inputs: list[Any] = []
         labels: list[str | None] = []
+        labellers: list[str | None] = []
         rejected: list[Rejected] = []
         for i, value in enumerate(records.values):
             try:
@@ -163,6 +165,7 @@ class Decoder:
             inputs.append(item)
             times.append(seconds)
             labels.append(label)
+            labellers.append(self._read_labeller(event))
             place = records.topics[i], records.partitions[i], records.offsets[i]
             ids.append(name if name is not None else "{}:{}:{}".format(*place))
         batch = EventBatch(
@@ -173,6 +176,7 @@ class Decoder:
             topics=_objects([records.topics[i] for i in kept]),
             partitions=np.array([records.partitions[i] for i in kept], dtype=np.int32),
             offsets=np.array([records.offsets[i] for i in kept], dtype=np.int64),
+            labellers=_objects(labellers) if self._labeller else None,
         )
         return batch, rejected
 
@@ -250,6 +254,14 @@ class Decoder:
         if label not in self._labels:
             self._admit(label)
         return label
+
+    def _read_labeller(self, event: dict[str, Any]) -> str | None:
+        """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""
+        if self._labeller is None:
+            return None
+        value = self._labeller(event)
+        name = value if type(value) is str else _plain(value)
+        return name if name and len(name) <= MAX_ID else None
 
     def _admit(self, label: str) -> None:
         """Accept a label seen for the first time, or refuse the event."""

@@ -21,6 +21,7 @@ class EventBatch:
     ids: object [n] of str. times: float64 [n], seconds since the epoch (event time).
     inputs: [n], see the module's docstring. labels: object [n] of str, or None where the label
     has not arrived. topics: object [n] of str; partitions: int32 [n]; offsets: int64 [n].
+    labellers: object [n] of str, or None where it is not known who gave the label.
     """
 
     ids: NDArray[np.object_]
@@ -30,6 +31,7 @@ class EventBatch:
     topics: NDArray[np.object_]
     partitions: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    labellers: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,12 +39,20 @@ class EventBatch:
     @property
     def features(self) -> dict[str, NDArray[np.generic]]:
         """The columns of a table by name, each [n]; none for text."""
-        table: NDArray[Any] = self.inputs
-        return {name: table[name] for name in table.dtype.names or ()}
+        return columns(self.inputs)
 
     def take(self, index: NDArray[np.generic]) -> EventBatch:
         """The events at ``index`` (integer positions or a boolean mask), as a new batch."""
-        return EventBatch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        taken: dict[str, Any] = {}
+        for f in fields(self):
+            values = getattr(self, f.name)
+            taken[f.name] = None if values is None else values[index]
+        return EventBatch(**taken)
+
+
+def columns(inputs: NDArray[Any]) -> dict[str, NDArray[np.generic]]:
+    """The columns of a table's inputs by name, each [n]; none for text."""
+    return {name: inputs[name] for name in inputs.dtype.names or ()}
 
 
 _NONE: NDArray[np.object_] = np.empty(0, dtype=object)

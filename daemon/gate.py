@@ -1,21 +1,28 @@
 """The gate: may this challenger serve? Promote, reject or undecided, each with its reasons.
 
 A `Trial` holds what is known of one challenger against the champion: static checks of the INT8
-file that would serve, and paired evidence on labelled events that neither has learned from. It
-judges after every batch; "undecided" means "keep collecting", until the deadline.
+file that would serve, what it has forgotten of the anchor, and evidence on labelled events that
+neither has learned from. It judges after every batch; "undecided" means "keep collecting", until
+the deadline. Only the paired test has to be won. The other checks of labelled events fail when they
+are *shown* to fail, at `gate.alpha` each however often one looks: few events reject nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.evidence import PairedTest
+from daemon.calibration import Calibration
+from daemon.checkpoint import Arrays, prefixed, under
+from daemon.evidence import PairedTest, Tally
 from daemon.policy_config import GateConfig
+from daemon.served import Opinion
+from drift import Slices
+from drift.features import NO_FEATURES, Features
 
 RECALL_EVENTS = 300
 
@@ -137,13 +144,25 @@ def artefact_checks(
     return checks
 
 
+def anchor_check(tally: Tally, config: GateConfig) -> Check:
+    """Whether the challenger has forgotten too much of the anchor, on which ``tally`` was kept."""
+    budget = config.forgetting
+    over = tally.loses_more(budget, config.alpha)
+    sentence = (
+        f"{tally.lost:.1f} points lost on {tally.events} events of the anchor, "
+        f"{'over' if over else 'not shown to be over'} the budget of {budget:g}"
+    )
+    return Check("forgetting", "fail" if over else "pass", sentence, tally.lost, budget)
+
+
 @dataclass(slots=True)
 class Trial:
     """One challenger before the gate.
 
     ``labels`` names the daemon's classes by index; it may grow while the trial runs. The version
     looked best of ``chosen_from`` candidates on events that count in the trial: it must show so
-    many times the evidence (Bonferroni).
+    many times the evidence (Bonferroni). ``slices``: the parts of a table that are looked at on
+    their own, None where there are none.
     """
 
     version: str
@@ -152,8 +171,13 @@ class Trial:
     labels: list[str]
     checks: list[Check] = field(default_factory=list)
     chosen_from: int = 1
+    slices: Slices | None = None
     test: PairedTest = field(init=False)
-    by_class: dict[int, PairedTest] = field(init=False, default_factory=dict)
+    overall: Tally = field(init=False, default_factory=Tally)
+    by_class: dict[int, Tally] = field(init=False, default_factory=dict)
+    by_slice: dict[int, Tally] = field(init=False, default_factory=dict)
+    ours: Calibration = field(init=False, default_factory=Calibration)
+    theirs: Calibration = field(init=False, default_factory=Calibration)
 
     def __post_init__(self) -> None:
         self.test = PairedTest(self.config.alpha / self.chosen_from)
@@ -167,20 +191,30 @@ class Trial:
     def observe(
         self,
         labels: NDArray[np.int64],
-        challenger: NDArray[np.int64],
-        champion: NDArray[np.int64],
+        challenger: Opinion,
+        champion: Opinion,
+        features: Features = NO_FEATURES,
     ) -> None:
-        """Count labelled events, int64 [n] each: the truth and the class each model answered."""
-        right, other = challenger == labels, champion == labels
+        """Count labelled events: the truth, int64 [n], and what each model answered.
+
+        ``features``: a table's columns by name, [n] each.
+        """
+        right, other = challenger.predicted == labels, champion.predicted == labels
         self.test.observe(right, other)
-        for label in np.unique(labels):
-            mine = labels == label
-            test = self.by_class.setdefault(int(label), PairedTest(self.config.alpha))
-            test.observe(right[mine], other[mine])
+        self.overall.observe(right, other)
+        self.ours.observe(challenger.confidence, right)
+        self.theirs.observe(champion.confidence, other)
+        _count(self.by_class, labels, right, other)
+        if self.slices is not None and len(labels):
+            for column in self.slices.codes(features).T:
+                _count(self.by_slice, column, right, other)
 
     def verdict(self) -> Verdict:
         """The verdict on the evidence so far."""
-        return combine([*self.checks, self._paired(), self._classes(), self._flips()])
+        checks = [self._paired(), self._classes(), self._flips(), self._calibration()]
+        if self.slices is not None:
+            checks.insert(2, self._slices(self.slices))
+        return combine([*self.checks, *checks])
 
     def _paired(self) -> Check:
         test, config = self.test, self.config
@@ -200,30 +234,118 @@ class Trial:
         return Check("paired", "open", f"collecting: {facts}", test.gain, config.minimal_gain)
 
     def _classes(self) -> Check:
+        names = {label: f"class {self.labels[label]!r}" for label in self.by_class}
         floor = self.config.class_floor
-        for label, test in self.by_class.items():
-            if test.verdict == "worse" and -test.gain > floor:
-                sentence = f"class {self.labels[label]!r} loses {-test.gain:.1f} points"
-                return Check("classes", "fail", sentence, -test.gain, floor)
-        worst = max((-test.gain for test in self.by_class.values()), default=0.0)
-        sentence = f"no class is shown to lose more than {floor:g} points"
-        return Check("classes", "pass", sentence, max(worst, 0.0), floor)
+        return self._floor("classes", self.by_class, names, floor, len(self.labels))
+
+    def _slices(self, slices: Slices) -> Check:
+        names = {code: f"slice {slices.text(code)!r}" for code in self.by_slice}
+        return self._floor("slices", self.by_slice, names, self.config.slice_floor, len(slices))
+
+    def _floor(
+        self, check: str, tallies: dict[int, Tally], names: dict[int, str], floor: float, parts: int
+    ) -> Check:
+        """No part may be shown to lose more than the floor; as many chances as there are parts."""
+        alpha = self.config.alpha / max(parts, 1)
+        for part, tally in tallies.items():
+            # The mean alone says no more often than not, and costs nothing.
+            if tally.lost > floor and tally.loses_more(floor, alpha):
+                sentence = (
+                    f"{names[part]} loses {tally.lost:.1f} points on {tally.events} events, "
+                    f"more than {floor:g}"
+                )
+                return Check(check, "fail", sentence, tally.lost, floor)
+        worst = max((tally.lost for tally in tallies.values()), default=0.0)
+        sentence = f"none of the {check} is shown to lose more than {floor:g} points"
+        return Check(check, "pass", sentence, max(worst, 0.0), floor)
 
     def _flips(self) -> Check:
-        test, budget = self.test, self.config.negative_flips
-        rate = test.losses / test.events if test.events else 0.0
-        over = test.events >= self.config.min_events and rate > budget
-        sentence = f"right before and wrong now: {rate:.1%} of the events (budget {budget:.0%})"
-        return Check("negative_flips", "fail" if over else "pass", sentence, rate, budget)
+        tally, budget = self.overall, self.config.negative_flips
+        over = tally.flipped > budget and tally.flips_more(budget, self.config.alpha)
+        sentence = (
+            f"right before and wrong now: {tally.flipped:.1%} of the events, "
+            f"{'over' if over else 'not shown to be over'} the budget of {budget:.0%}"
+        )
+        return Check("negative_flips", "fail" if over else "pass", sentence, tally.flipped, budget)
+
+    def _calibration(self) -> Check:
+        margin, half = self.config.calibration, self.config.alpha / 2
+        worse = self.ours.error - self.theirs.error
+        over = worse > margin and self.test.events >= self.config.min_events
+        over = over and self.ours.least(half) - self.theirs.most(half) > margin
+        sentence = (
+            f"calibration error {self.ours.error:.3f} against {self.theirs.error:.3f}, "
+            f"{'shown' if over else 'not shown'} to be worse by more than {margin:g}"
+        )
+        return Check("calibration", "fail" if over else "pass", sentence, worse, margin)
 
     def as_dict(self) -> dict[str, object]:
         """The evidence as plain values."""
+        slices = self.slices
         return {
             "version": self.version,
             "rung": self.rung,
             "paired": self.test.as_dict(),
             "classes": {
-                self.labels[label]: test.as_dict() for label, test in sorted(self.by_class.items())
+                self.labels[label]: tally.as_dict()
+                for label, tally in sorted(self.by_class.items())
+            },
+            "slices": {
+                slices.text(code): tally.as_dict()
+                for code, tally in sorted(self.by_slice.items())
+                if slices is not None
             },
             **self.verdict().as_dict(),
         }
+
+    def values(self) -> dict[str, Any]:
+        """The JSON-able half of the checkpoint."""
+        return {
+            "version": self.version,
+            "rung": self.rung,
+            "chosen_from": self.chosen_from,
+            "checks": [asdict(check) for check in self.checks],
+            "test": self.test.state(),
+            "overall": self.overall.state(),
+            "by_class": {str(k): tally.state() for k, tally in self.by_class.items()},
+            "by_slice": {str(k): tally.state() for k, tally in self.by_slice.items()},
+            "calibration": [self.ours.state(), self.theirs.state()],
+        }
+
+    def arrays(self) -> Arrays:
+        """The other half: arrays by name."""
+        return prefixed("slices", self.slices.state()) if self.slices is not None else {}
+
+    @classmethod
+    def restored(
+        cls, config: GateConfig, labels: list[str], values: Mapping[str, Any], arrays: Arrays
+    ) -> Self:
+        """A trial that goes on from `values` and `arrays`."""
+        bins = under("slices", arrays)
+        trial = cls(
+            values["version"],
+            values["rung"],
+            config,
+            labels,
+            [Check(**check) for check in values["checks"]],
+            values["chosen_from"],
+            Slices.from_state(bins) if bins else None,
+        )
+        trial.test = PairedTest.restored(trial.test.alpha, values["test"])
+        trial.overall = Tally(*values["overall"])
+        trial.by_class = {int(k): Tally(*counts) for k, counts in values["by_class"].items()}
+        trial.by_slice = {int(k): Tally(*counts) for k, counts in values["by_slice"].items()}
+        trial.ours, trial.theirs = (Calibration.restored(sums) for sums in values["calibration"])
+        return trial
+
+
+def _count(
+    tallies: dict[int, Tally],
+    parts: NDArray[np.integer],
+    right: NDArray[np.bool_],
+    other: NDArray[np.bool_],
+) -> None:
+    """Count each event in the tally of the part, [n], that it belongs to."""
+    for part in np.unique(parts).tolist():
+        mine = parts == part
+        tallies.setdefault(part, Tally()).observe(right[mine], other[mine])

@@ -40,7 +40,8 @@ class Job:
     ``parent`` is the folder of the version to start from, None for the very first one.
     ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
     config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that suffices;
-    examples of an arrival before ``onset`` are replayed.
+    examples of an arrival before ``onset`` are replayed. ``excluded`` are the offset ranges that
+    the examples leave out, for the lineage.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Job:
     candidates: list[tuple[str, str]] = field(default_factory=list)
     target: float | None = None
     onset: int = 0
+    excluded: list[dict[str, Any]] = field(default_factory=list)
 
     def write(
         self,

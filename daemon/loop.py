@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.admission import Admission
 from daemon.api import Health
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
@@ -31,7 +32,7 @@ from daemon.stream_config import FileSourceConfig
 from daemon.trainer import Trainer
 from drift import Observations, Signal, diagnose
 from learn.examples import Examples
-from registry import Move, Registry, RegistryError
+from registry import Move, Registry, RegistryError, Request
 
 log = logging.getLogger("driftd.loop")
 
@@ -83,6 +84,7 @@ class Loop:
             self.open_version,
             actor,
         )
+        self.admission = Admission(config, self.state, self.journal, self.metrics)
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
         self._repair_again = 0.0
@@ -186,25 +188,59 @@ class Loop:
         self.metrics.events("unlabelled").inc(int((~known).sum()))
         self._last_time = float(batch.times[-1])
         if self.champion is None:
-            self._remember(batch, numbers, labels, None, "")
+            state.memory.add(_examples(batch, numbers, labels), "")
             state.events += len(batch)
             return
         with self.metrics.inference_seconds().time():
             answer = self.champion.answer(batch.inputs)
-        right = answer.predicted[known] == labels[known]
-        state.prequential.observe(numbers[known], right)
-        self.repair.observe(batch.inputs, answer, labels, self.champion)
+        state.awaiting.remember(batch.ids[~known], answer.predicted[~known], self.champion.version)
+        rows = np.flatnonzero(known)
+        examples = _examples(batch, numbers, labels, answer)
+        who = None if batch.labellers is None else batch.labellers[rows]
+        admitted = self.admission.admit(examples, who, answer.take(rows), self.champion)
+        examples = examples.take(admitted)
+        labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
+        given = self._given(batch, answer, labels)
+        own = (labels >= 0) & (given >= 0)
+        state.prequential.observe(numbers[own], given[own] == labels[own])
+        self.repair.observe(batch.inputs, answer, labels, given, self.champion)
         observed = Observations(
             answer.embeddings, answer.probabilities, labels, batch.times, batch.features
         )
         signals = state.watch.observe(observed)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
+            if not len(state.memory.anchor):
+                state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
             self._learn_online(batch, answer, labels)
-            self._remember(batch, numbers, labels, answer, self.champion.encoder)
+            state.memory.add(examples, self.champion.encoder)
         state.events += len(batch)
         self._alarm(signals)
+
+    def _given(
+        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The class, int64 [n], that the champion gave each event; -1 where another version did.
+
+        A label that comes late counts for the version that answered, with the answer it gave.
+        """
+        state = self.state
+        assert state.champion is not None
+        given = answer.predicted.copy()
+        rows = np.flatnonzero(labels >= 0)
+        for row, made in zip(rows.tolist(), state.awaiting.settle(batch.ids[rows]), strict=True):
+            if made is None:
+                continue
+            version, given[row] = made
+            mine = version == state.champion
+            self.metrics.late_labels("champion" if mine else "earlier").inc()
+            if not mine:
+                state.record(version, given[row : row + 1] == labels[row])
+                given[row] = -1
+        own = rows[given[rows] >= 0]
+        state.record(state.champion, given[own] == labels[own])
+        return given
 
     def _alarm(self, signals: list[Signal]) -> None:
         for signal in signals:
@@ -255,32 +291,6 @@ class Loop:
             ours = state.online.logits(embeddings).argmax(axis=1)
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
             state.online.learn(embeddings, truth)
-
-    def _remember(
-        self,
-        batch: EventBatch,
-        numbers: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        answer: Answer | None,
-        encoder: str,
-    ) -> None:
-        known = labels >= 0
-        if not known.any():
-            return
-        mine = batch.take(known)
-        examples = Examples(
-            ids=mine.ids,
-            times=mine.times,
-            inputs=mine.inputs,
-            labels=labels[known],
-            embeddings=answer.embeddings[known] if answer else None,
-            weights=np.ones(len(mine), dtype=np.float32),
-            topics=mine.topics,
-            partitions=mine.partitions,
-            offsets=mine.offsets,
-            arrivals=numbers[known],
-        )
-        self.state.memory.add(examples, encoder)
 
     def _poll(self) -> Poll:
         try:
@@ -345,13 +355,28 @@ class Loop:
 
     def _serve_requests(self) -> None:
         for request in self.registry.requests():
-            if request.kind != "refresh":
+            if request.kind not in ("refresh", "quarantine"):
                 log.warning("request %s of unknown kind %r ignored", request.id, request.kind)
             elif self.champion is None:
                 continue
+            elif request.kind == "quarantine":
+                self._decide(request, self.champion)
             else:
-                self.repair.request(request.body.get("rung"), request.reason)
+                without = request.body.get("without") or ()
+                self.repair.request(request.body.get("rung"), request.reason, without)
+                if without:  # the online head may have learned from them
+                    self.state.restart_online(self.champion)
             self.registry.done(request)
+
+    def _decide(self, request: Request, champion: Served) -> None:
+        """An operator releases or drops a case of the quarantine."""
+        case = self.state.quarantine.named(str(request.body.get("case")))
+        if case is None:
+            log.warning("there is no case %r in the quarantine", request.body.get("case"))
+        elif request.body.get("action") == "release":
+            self.admission.release(case, champion, request.reason)
+        else:
+            self.admission.drop(case, request.reason)
 
     def _bootstrap_if_due(self) -> None:
         if self.champion is not None or self.state.incident is not None or self.paused:
@@ -404,7 +429,10 @@ class Loop:
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
+        self.metrics.canary_share().set(state.canary.share / 100 if state.canary else 0)
         self.metrics.probation().set(state.probation is not None)
+        self.metrics.quarantine_cases().set(len(state.quarantine.cases))
+        self.metrics.quarantine_events().set(len(state.quarantine))
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")
@@ -439,6 +467,7 @@ class Loop:
         """A snapshot of everything an operator asks first, as plain values."""
         state, job = self.state, self.repair.trainer.job
         incident, trial, probation = state.incident, state.trial, state.probation
+        canary = state.canary
         watch = state.watch
         return {
             "model": self.config.name,
@@ -481,12 +510,16 @@ class Loop:
             "incident": incident.as_dict() if incident else None,
             "refresh": job and {"rung": job.rung, "seconds": round(self.repair.trainer.seconds, 1)},
             "trial": trial.as_dict() if trial else None,
+            "canary": canary and {"version": canary.version, "share": canary.share},
             "probation": probation
             and {
                 "version": probation.version,
                 "previous": probation.previous,
                 **probation.test.as_dict(),
             },
+            "versions": {version: asdict(record) for version, record in state.records.items()},
+            "awaiting_labels": len(state.awaiting),
+            "quarantine": [case.as_dict() for case in state.quarantine.cases.values()],
             "memory": state.memory.sizes(),
             "checkpoint_age_seconds": round(time.monotonic() - self._checkpointed[0], 1),
         }
@@ -497,6 +530,8 @@ class Loop:
             return "paused"
         if self.champion is None:
             return "bootstrapping"
+        if state.canary:
+            return "canary"
         if state.trial:
             return "trial"
         if self.repair.trainer.running:
@@ -506,3 +541,26 @@ class Loop:
         if state.probation:
             return "probation"
         return "watching" if state.watch.armed else "learning what is normal"
+
+
+def _examples(
+    batch: EventBatch,
+    numbers: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    answer: Answer | None = None,
+) -> Examples:
+    """The labelled events of a batch, with the embeddings of ``answer`` where there is one."""
+    known = labels >= 0
+    mine = batch.take(known)
+    return Examples(
+        ids=mine.ids,
+        times=mine.times,
+        inputs=mine.inputs,
+        labels=labels[known],
+        embeddings=answer.embeddings[known] if answer else None,
+        weights=np.ones(len(mine), dtype=np.float32),
+        topics=mine.topics,
+        partitions=mine.partitions,
+        offsets=mine.offsets,
+        arrivals=numbers[known],
+    )

@@ -54,6 +54,9 @@ class Metrics:
             "Accuracy that the model's confidence promises, labels not looked at.",
             "bound",
         )
+        self.late_labels = self._counter(
+            "late_labels", "Labels that came after the answer, by who gave it.", "answered"
+        )
         self.inference_seconds = self._histogram(
             "inference_seconds", "The daemon's forward pass of one batch.", LATENCY
         )
@@ -64,6 +67,12 @@ class Metrics:
         )
         self.new_classes = self._counter("new_classes", "Labels seen for the first time.")
         self.memory_events = self._gauge("memory_events", "Events in memory.", "part")
+        # Labels that are held back.
+        self.quarantined = self._counter("quarantined", "Labels held back.", "cause")
+        self.quarantine_cases = self._gauge(
+            "quarantine_cases", "Cases of labels held back that wait for an operator."
+        )
+        self.quarantine_events = self._gauge("quarantine_events", "Labelled events held back now.")
         # Drift.
         self.drift_score = self._gauge("drift_score", "A detector's score.", "detector", "kind")
         self.drift_threshold = self._gauge(
@@ -105,6 +114,9 @@ class Metrics:
         # Decisions.
         self.verdicts = self._counter("gate_verdicts", "The gate's verdicts.", "verdict", "rung")
         self.trial_events = self._gauge("trial_events", "Unseen events judged in the open trial.")
+        self.canary_share = self._gauge(
+            "canary_share", "Share of the traffic that a challenger answers, 0 to 1."
+        )
         self.promotions = self._counter("promotions", "Promotions.", "rung")
         self.rollbacks = self._counter("rollbacks", "Rollbacks.", "cause")
         self.probation = self._gauge("probation", "1 while a promotion is on probation.")

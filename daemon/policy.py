@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from daemon.policy_config import LADDER, PolicyConfig, Rung
 
-Cause = Literal["drift", "improvement", "operator", "bootstrap"]
+Cause = Literal["drift", "improvement", "operator", "exclusion", "bootstrap"]
 
 
 @dataclass(slots=True)

@@ -29,6 +29,8 @@ Rung = Literal[
     "full",
 ]
 LADDER: tuple[Rung, ...] = get_args(Rung)
+#: These put forward what is there already: they cannot leave a part of it out.
+UNTRAINED: frozenset[Rung] = frozenset({"recall", "online"})
 
 
 class Section(BaseModel):
@@ -141,6 +143,54 @@ class PolicyConfig(Section):
         return self
 
 
+class CanaryConfig(Section):
+    """Live traffic for a challenger that has passed the gate, before it is promoted."""
+
+    steps: tuple[float, ...] = Field(
+        default=(),
+        description="Shares of the traffic in percent, such as [5, 25, 50, 100], one after the"
+        " other. Empty: what passes the gate is promoted at once, and probation watches it.",
+    )
+    min_requests: int = Field(
+        default=200,
+        ge=1,
+        description="Requests that the challenger answers on each step at least.",
+    )
+    max_requests: int = Field(
+        default=100_000,
+        ge=1,
+        description="Requests after which a step that is still undecided sends it back.",
+    )
+    error_margin: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="How much more often than the champion's its requests may fail (share).",
+    )
+    slow_margin: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="How much more often than the champion's its requests may be slow (share).",
+    )
+    slow_seconds: float = Field(
+        default=0.25, gt=0, description="From where on a server counts a request as slow."
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanaryConfig:
+        if list(self.steps) != sorted(set(self.steps)) or any(
+            not 0 < step <= 100 for step in self.steps
+        ):
+            raise ValueError("steps must rise, above 0 and up to 100 percent")
+        if self.max_requests < self.min_requests:
+            raise ValueError(
+                f"max_requests ({self.max_requests}) must be at least min_requests"
+                f" ({self.min_requests})"
+            )
+        return self
+
+
 class GateConfig(Section):
     """The test that a challenger must pass before it serves."""
 
@@ -174,14 +224,41 @@ class GateConfig(Section):
         ge=0,
         le=100,
         description="Points of recall that any single class may lose. Stops an average that"
-        " improves by giving up a small class.",
+        " improves by giving up a small class. 100 switches it off, as it does for the next ones.",
+    )
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description="Features of a table whose values are looked at slice by slice: each"
+        " category, or eighth of the numbers; empty: all features. Texts have no slices.",
+    )
+    slice_floor: float = Field(
+        default=15.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that any slice may lose. Slices are many and overlap, so"
+        " they may swing more than a class.",
+    )
+    forgetting: float = Field(
+        default=20.0,
+        ge=0,
+        le=100,
+        description="Points of accuracy that may be lost on the anchor, `memory.anchor` events of"
+        " the first training. Wide, as an old regime can be recalled; not asked after a concept"
+        " drift, which makes the anchor's labels wrong.",
+    )
+    calibration: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="How much larger than the champion's the calibration error may be (share of"
+        " right answers against confidence, 0 to 1). 1 switches it off.",
     )
     negative_flips: float = Field(
         default=0.1,
         ge=0,
         le=1,
         description="Share of events that the champion has right and the challenger wrong. Users"
-        " feel these flips even when the average improves.",
+        " feel these flips even when the average improves. 1 switches it off.",
     )
     latency_ratio: float = Field(
         default=1.3,
@@ -201,6 +278,9 @@ class GateConfig(Section):
         le=100,
         description="Points of accuracy that INT8 may lose against the trained FP32 model.",
     )
+    canary: CanaryConfig = Field(
+        default_factory=CanaryConfig, description="Live traffic before the promotion."
+    )
 
     @model_validator(mode="after")
     def _deadline_after_start(self) -> GateConfig:
@@ -211,14 +291,69 @@ class GateConfig(Section):
         return self
 
 
+class GuardConfig(Section):
+    """Labels that should not be learned are held back. Labellers: see `fields.labeller`."""
+
+    confidence: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="How sure the champion must be for its agreement with the online head and the"
+        " nearest neighbours to count as high.",
+    )
+    contradictions: float = Field(
+        default=0.1,
+        gt=0,
+        lt=0.5,
+        description="Share of the labels against high agreement that is taken for noise, whoever"
+        " gives them. Clean streams have one to three percent.",
+    )
+    by_class: bool = Field(
+        default=False,
+        description="Watch each class too, for streams that do not say who labelled. Off, as a"
+        " drift that creeps into one class looks like wrong labels until most have moved.",
+    )
+    flood_labels: int = Field(
+        default=500,
+        ge=50,
+        description="Latest labels among which a burst of one labeller is looked for. What is"
+        " usual is counted over ten times as many.",
+    )
+    flood_factor: float = Field(
+        default=5.0,
+        ge=1,
+        description="How many times its usual share of the labels a labeller may give. A new one"
+        " that brings a backlog is a burst: release it, if that is what it is.",
+    )
+    hold_events: int = Field(
+        default=10_000,
+        ge=1,
+        description="Events after which a case that no operator has released is dropped, and its"
+        " labels are never learned.",
+    )
+    hold_most: int = Field(
+        default=2000,
+        ge=1,
+        description="Labelled events that are held for one case; of more, the newest.",
+    )
+
+
 class ProbationConfig(Section):
     """The watch over a version that was just promoted."""
 
     events: int = Field(
-        default=2000,
+        default=10_000,
         ge=0,
         description="Labelled events after a promotion during which the old champion is scored"
-        " beside the new one; 0 switches the watch off.",
+        " beside the new one; it ends earlier once the new one is shown better. Two points lost"
+        " are found within so many, where the two differ on up to a tenth of the events. 0"
+        " switches the watch off.",
+    )
+    late_events: int = Field(
+        default=20_000,
+        ge=0,
+        description="Events without a label whose prediction is remembered, so that a label that"
+        " comes later counts for the version that answered.",
     )
     alpha: float = Field(
         default=0.05,

@@ -11,34 +11,37 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.canary import Canary
 from daemon.config import Config
-from daemon.evidence import PairedTest
-from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
+from daemon.events import columns
+from daemon.evidence import PairedTest, Tally
+from daemon.gate import RECALL_EVENTS, Check, Trial, Verdict, anchor_check, artefact_checks
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Judge, Served, encoder_digest
+from daemon.served import Answer, Judge, Opinion, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
-from drift import Diagnosis
+from drift import Diagnosis, Slices
 from learn.examples import Examples
-from registry import ManifestDraft, Registry, RegistryError
+from registry import Manifest, ManifestDraft, Registry, RegistryError, Stretch
 
 log = logging.getLogger("driftd.repair")
 
 BACKLOG = 512
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+SLICED_EVENTS = 2000  # that the slices of a table are cut from
 SHOWN = 120  # characters of an input in the journal
 BOOTSTRAP_RETRY_SECONDS = 10.0
 
@@ -86,32 +89,49 @@ class Repair:
         except RegistryError as error:
             log.error("cannot go on with the trial or probation: %s", error)
             self.journal.write("trial-dropped", reason=str(error))
-            state.trial = state.probation = None
+            state.trial = state.canary = state.probation = None
             self.challenger = self.yardstick = None
+        self._resume_canary()
+
+    def _resume_canary(self) -> None:
+        """The step begins anew: the checkpoint may be older than the routing, or know nothing."""
+        canary, reason = self.state.canary, "the daemon was restarted"
+        routing = self.registry.routing()
+        if canary is not None:
+            self._route(canary, reason)
+        elif routing.mode == "canary" and routing.actor == self.actor:
+            self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def observe(
         self,
         inputs: NDArray[np.generic],
         answer: Answer,
         labels: NDArray[np.int64],
+        given: NDArray[np.int64],
         champion: Served,
     ) -> None:
         """Judge the challenger and the yardstick on a batch of events, before any learning.
 
-        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived.
+        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived. given: int64
+        [n], the class that the champion answered when the event came, -1 where it was not the
+        champion that did: those say nothing of its probation.
         """
         known = labels >= 0
         if not known.any():
             return
         inputs, embeddings = inputs[known], answer.embeddings[known]
-        predicted, truth = answer.predicted[known], labels[known]
+        ours, truth, given = answer.opinion.take(known), labels[known], given[known]
         trial, probation = self.state.trial, self.state.probation
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
-            trial.observe(truth, other, predicted)
+            trial.observe(truth, other, ours, columns(inputs))
+            if self.state.canary:
+                right = other.predicted == truth
+                self.state.canary.test.observe(right, ours.predicted == truth)
         if probation and self.yardstick:
-            old = self.yardstick.predict(inputs, embeddings, champion.encoder)
-            probation.test.observe(predicted == truth, old == truth)
+            old = self.yardstick.predict(inputs, embeddings, champion.encoder).predicted
+            own = given >= 0
+            probation.test.observe((given == truth)[own], (old == truth)[own])
 
     def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
@@ -166,20 +186,34 @@ class Repair:
                 example["input"] = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
         return shown
 
-    def request(self, rung: Rung | None, reason: str) -> None:
-        """An operator asks for a refresh: of one rung, or up the whole ladder."""
+    def request(
+        self, rung: Rung | None, reason: str, without: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """An operator asks for a refresh: of one rung, or up the whole ladder.
+
+        ``without``: offset ranges, as lineages write them, that nothing may be learned from any
+        more. What was learned from them is dropped, and the refresh trains; it recalls nothing.
+        """
         state = self.state
         if state.incident is not None:
             self._cancel("an operator asked for a refresh")
             self._close("superseded", f"an operator asked for a refresh: {reason}")
+        onset = state.champion_event
+        if without:
+            if state.trial:
+                self._drop_trial("it may have learned what an operator excluded")
+            places = [(r["topic"], r["partition"], r["start"], r["end"]) for r in without]
+            forgotten = state.memory.exclude(places)
+            self.journal.write("excluded", ranges=list(without), forgotten=forgotten, reason=reason)
+            onset = state.regime_event
         self._open_incident(
             Incident(
                 id="",
-                cause="operator",
+                cause="exclusion" if without else "operator",
                 kind="request",
                 opened_event=state.events,
-                onset_event=state.champion_event,
-                since_event=state.champion_event,
+                onset_event=onset,
+                since_event=onset,
                 reference_accuracy=1.0,
                 sentence=reason,
                 only=rung,
@@ -236,7 +270,8 @@ class Repair:
         state = self.state
         if state.trial:
             if not pinned and not paused:
-                self._judge_trial(state.trial, champion)
+                judge = self._judge_canary if state.canary else self._judge_trial
+                judge(state.trial, champion)
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
@@ -272,6 +307,8 @@ class Repair:
         state.incident = None
         if incident.cause == "drift" and outcome != "harmless":
             state.regime_event = incident.onset_event
+        if incident.kind == "concept" and outcome in ("repaired", "improved"):
+            state.memory.set_anchor(incident.onset_event, self.config.seed)
         state.rest_until = state.events + self.config.policy.cooldown_events
         if incident.cause == "improvement":
             return  # nothing had moved: the monitors go on as they were
@@ -283,12 +320,14 @@ class Repair:
     def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
         state = self.state
         outcomes = state.prequential.since(incident.since_event)
+        online = self.config.policy.online_head and state.online is not None
+        retrain = incident.cause == "exclusion"
         situation = Situation(
             event=state.events,
             labelled=len(outcomes),
             accuracy=float(outcomes.mean()) if len(outcomes) else math.nan,
-            archived=len(self._archived(champion)),
-            online_head=self.config.policy.online_head and state.online is not None,
+            archived=0 if retrain else len(self._archived(champion)),
+            online_head=online and not retrain and not self._tainted(champion.version),
             promotions_today=state.promotions_today(),
             paused=paused,
             pinned=pinned,
@@ -316,8 +355,8 @@ class Repair:
         self._propose_growth(champion)
         if state.incident is None and state.events >= state.rest_until:
             self._propose_online()
-        if state.incident is None and state.events >= state.rest_until:
-            self._propose_head()
+            if state.incident is None:
+                self._propose_head()
 
     def _propose_online(self) -> None:
         state = self.state
@@ -325,6 +364,8 @@ class Repair:
         if test.events < self.config.policy.min_labelled:
             return
         if not self.config.policy.online_head or test.verdict != "better":
+            return
+        if state.champion is None or self._tainted(state.champion):
             return
         sentence = (
             f"the online head is better by {test.gain:.1f} points on {test.events} events "
@@ -384,9 +425,10 @@ class Repair:
         if rung not in ("recall", "online"):
             state.learned_event = state.events
         incident.attempts.append(attempt)
-        labels, examples = self._examples(rung, incident, champion)
+        base = self._base(champion, rung) if champion else None
+        labels, examples = self._examples(rung, incident, base)
         self._cutoff = state.events
-        parent = champion and self.registry.path(champion.version, verify=False)
+        parent = base and self.registry.path(base.version, verify=False)
         job = Job(
             id=f"{incident.id}-{len(incident.attempts)}-{rung}",
             rung=rung,
@@ -408,6 +450,7 @@ class Repair:
             ],
             target=self._target(incident),
             onset=incident.onset_event,
+            excluded=[stretch.as_dict() for stretch in self._excluded()],
         )
         head = None
         if rung == "online" and state.online is not None:
@@ -430,7 +473,8 @@ class Repair:
             reason=reason,
             examples=len(examples),
             labels=len(labels),
-            parent=champion.version if champion else None,
+            parent=base.version if base else None,
+            excluded=job.excluded,
             candidates=[version for version, _ in job.candidates],
         )
 
@@ -460,7 +504,7 @@ class Repair:
             judges.append(Judge.open(folder, manifest, state.classes))
         rows = []
         for judge in judges:
-            right = float((judge.judge(embeddings) == found.labels).mean())
+            right = float((judge.judge(embeddings).predicted == found.labels).mean())
             rows.append({"version": judge.version, "accuracy": round(right, 4)})
         attempt = incident.attempts[-1]
         attempt.seconds = round(time.monotonic() - began, 3)
@@ -478,12 +522,34 @@ class Repair:
         self._recalled(rows, champion)
         return True
 
+    def _base(self, champion: Served, rung: Rung) -> Manifest | None:
+        """The version to train from: the champion, if it has learned nothing excluded.
+
+        Else the latest champion of which that is true; None, a beginning from nothing, if none is.
+        """
+        registered = self.registry.state()
+        earlier = [version.id for version in reversed(self.registry.versions())]
+        for version in (champion.version, *reversed(registered.chain), *earlier):
+            if rung == "recall" or (
+                version not in registered.withdrawn and not self._tainted(version)
+            ):
+                return self.registry.version(version).manifest
+        return None
+
+    def _excluded(self) -> list[Stretch]:
+        return [Stretch(*place) for place in self.state.memory.excluded]
+
+    def _tainted(self, version: str) -> bool:
+        """Whether the version has learned from what an operator excluded."""
+        excluded = self._excluded()
+        return bool(excluded) and self.registry.learned_from(version, excluded)
+
     def _examples(
-        self, rung: Rung, incident: Incident, champion: Served | None
+        self, rung: Rung, incident: Incident, base: Manifest | None
     ) -> tuple[list[str], Examples]:
         """The new version's labels, and the examples with labels that index into them."""
         state, settings = self.state, self.config.learn
-        names = self._labels(champion)
+        names = self._labels(base)
         if rung == "recall":
             found = state.memory.recent(RECALL_EVENTS, since=incident.since_event, training=True)
         elif rung == "online":
@@ -498,12 +564,14 @@ class Repair:
         place = np.full(len(state.classes) + 1, -1, dtype=np.int64)
         for position, name in enumerate(names):
             place[state.classes.add(name)] = position
+        if base is None or encoder_digest(base) != state.memory.encoder:
+            found = found.with_embeddings(None)
         found = found.relabelled(place[found.labels])
         return names, found.take(found.labels >= 0)
 
-    def _labels(self, champion: Served | None) -> list[str]:
-        """The champion's labels, and after them those with enough examples to be learned."""
-        known = list(champion.labels) if champion else []
+    def _labels(self, base: Served | Manifest | None) -> list[str]:
+        """The labels of ``base``, and after them those with enough examples to be learned."""
+        known = list(base.labels) if base else []
         counts = self.state.memory.class_counts()
         least = self.config.learn.new_class_min
         return known + [
@@ -516,7 +584,13 @@ class Repair:
         """Versions that could be recalled, newest first."""
         registered = self.registry.state()
         barred = {champion.version, *registered.withdrawn, *self.state.failed}
-        versions = [v.id for v in reversed(self.registry.versions()) if v.id not in barred]
+        versions = [
+            version.id
+            for version in reversed(self.registry.versions())
+            if version.id not in barred
+            and not self.registry.taken_back(version.id)
+            and not self._tainted(version.id)
+        ]
         return versions[:RECALL_CANDIDATES]
 
     def _follow_trainer(self, champion: Served | None) -> None:
@@ -544,6 +618,8 @@ class Repair:
         found = read_embedded(self.trainer.folder_of(job))
         if found is None or found.embeddings is None:
             return
+        if job.parent is None and champion is not None:
+            return  # a new encoder, which does not serve yet
         made_by = Path(job.parent).name if job.parent else self.registry.state().champion
         if made_by is None or (champion and champion.version != made_by):
             return
@@ -616,7 +692,7 @@ class Repair:
     def _publish(self, job: Job, result: Result, champion: Served | None) -> None:
         folder = self.trainer.folder_of(job) / VERSION
         draft = ManifestDraft(
-            parent=champion.version if champion else None,
+            parent=Path(job.parent).name if job.parent else None,
             strategy=job.strategy,
             rung=job.rung,
             task=self.config.model.task,
@@ -627,11 +703,14 @@ class Repair:
         )
         version = self.registry.publish(folder, draft, actor=self.actor)
         if champion is None:
-            self.state.memory.anchor()
             reason = f"first version, from {result.examples} events"
             self.registry.promote(version.id, actor=self.actor, reason=reason)
             self._attempt_ended("promoted", reason, version=version.id)
             self._close("bootstrapped", reason)
+            return
+        if taken := self.registry.taken_back(version.id):
+            reason = f"it is what was taken back as {taken}"
+            self._attempt_ended("rejected", reason, version=version.id)
             return
         self.registry.set_challenger(version.id, actor=self.actor, reason=f"trained: {job.rung}")
         self._begin_trial(version.id, job.rung, champion)
@@ -650,19 +729,38 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session, champion.session, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        names = state.classes.names
-        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from)
+        checks += self._anchored(challenger, champion, incident)
+        names, slices = state.classes.names, self._slices()
+        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from, slices)
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
         unseen = state.memory.unseen(since=incident.since_event, cutoff=self._cutoff, limit=BACKLOG)
         if len(unseen):
             unseen = self._embedded(unseen, champion)
-            truth = unseen.labels
-            ours = self._predict(challenger, unseen)
-            trial.observe(truth, ours, self._predict(champion, unseen))
+            ours, theirs = self._predict(challenger, unseen), self._predict(champion, unseen)
+            trial.observe(unseen.labels, ours, theirs, columns(unseen.inputs))
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
+
+    def _anchored(
+        self, challenger: Served, champion: Served, incident: Incident
+    ) -> Iterator[Check]:
+        """What the challenger has forgotten of the anchor; not where its labels hold no longer."""
+        anchor = self.state.memory.anchor
+        if not len(anchor) or incident.kind == "concept":
+            return
+        anchor = self._embedded(anchor, champion)
+        ours, theirs = self._predict(challenger, anchor), self._predict(champion, anchor)
+        tally = Tally()
+        truth = anchor.labels
+        tally.observe(ours.predicted == truth, theirs.predicted == truth)
+        yield anchor_check(tally, self.config.gate)
+
+    def _slices(self) -> Slices | None:
+        """The slices of the table that comes in now; None for texts."""
+        features = columns(self.state.memory.recent(SLICED_EVENTS).inputs)
+        return Slices.fit(features, self.config.gate.slices) if features else None
 
     def _embedded(self, examples: Examples, champion: Served) -> Examples:
         """The examples with the champion's embeddings; what is missing is computed and kept."""
@@ -677,12 +775,12 @@ class Repair:
         memory.adopt(examples.ids[missing], found[missing], champion.encoder)
         return examples.with_embeddings(found)
 
-    def _predict(self, served: Served, examples: Examples) -> NDArray[np.int64]:
+    def _predict(self, served: Served, examples: Examples) -> Opinion:
         found = examples.embeddings
         ours = self.state.memory.encoder == served.encoder
         if ours and found is not None and np.isfinite(found).all():
             return served.judge(found)
-        return served.answer(examples.inputs).predicted
+        return served.answer(examples.inputs).opinion
 
     def _judge_trial(self, trial: Trial, champion: Served) -> None:
         verdict = trial.verdict()
@@ -694,10 +792,65 @@ class Repair:
         self.journal.write(
             "verdict", incident=self._incident_id(), champion=champion.version, **evidence
         )
-        if verdict.decision == "promote":
-            self._promote(trial, verdict, champion)
-        else:
+        if verdict.decision == "reject":
             self._reject(trial, verdict)
+        elif self.config.gate.canary.steps and trial.rung != "recall":
+            self._begin_canary(trial, verdict)
+        else:
+            self._promote(trial, verdict, champion)
+
+    def _begin_canary(self, trial: Trial, verdict: Verdict) -> None:
+        gate = self.config.gate
+        canary = Canary(trial.version, gate.canary, gate.alpha)
+        if self._route(canary, verdict.reason):
+            self.state.canary = canary
+            self.journal.write("canary-step", version=trial.version, share=canary.share)
+
+    def _route(self, canary: Canary, reason: str) -> bool:
+        """Give the challenger its share; False if the trial is over, as somebody else decided."""
+        try:
+            routing = self.registry.route(
+                canary.version,
+                mode="canary",
+                share=canary.share,
+                slow_seconds=canary.config.slow_seconds,
+                actor=self.actor,
+                reason=reason,
+            )
+        except RegistryError as error:
+            self._drop_trial(str(error))
+            self._attempt_ended("rejected", str(error))
+            return False
+        canary.generation = routing.generation
+        return True
+
+    def _judge_canary(self, trial: Trial, champion: Served) -> None:
+        """The next step, the promotion after the last one, or back."""
+        canary = self.state.canary
+        assert canary is not None
+        traffic = self.registry.traffic(canary.generation)
+        step, verdict = canary.judge(traffic)
+        if step == "wait":
+            return
+        evidence = canary.as_dict(traffic)
+        self.registry.attach(trial.version, "canary", evidence)
+        if step == "back":
+            self.journal.write("canary-back", **evidence)
+            self._reject(trial, verdict)
+        elif canary.last:
+            self.journal.write("canary-passed", **evidence)
+            self._promote(trial, trial.verdict(), champion)
+        else:
+            canary.climb(canary.generation, traffic)
+            if self._route(canary, verdict.reason):
+                self.journal.write("canary-step", **{**evidence, "share": canary.share})
+
+    def _end_canary(self, reason: str) -> None:
+        """The challenger sees no more traffic."""
+        if self.state.canary is None:
+            return
+        self.state.canary = None
+        self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def _promote(self, trial: Trial, verdict: Verdict, champion: Served) -> None:
         state = self.state
@@ -713,6 +866,7 @@ class Repair:
             self._drop_trial(str(error))
             self._attempt_ended("rejected", str(error))
             return
+        self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
         state.promotions.append(time.time())
         self.metrics.promotions(trial.rung).inc()
@@ -734,6 +888,7 @@ class Repair:
     def _reject(self, trial: Trial, verdict: Verdict) -> None:
         state = self.state
         state.failed.append(trial.version)
+        self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
         self.registry.set_challenger(None, actor=self.actor, reason=verdict.reason)
         self._attempt_ended("rejected", verdict.reason, gain=trial.test.gain)
@@ -742,6 +897,7 @@ class Repair:
         if self.state.trial:
             version = self.state.trial.version
             self.journal.write("trial-dropped", version=version, reason=reason)
+        self._end_canary(reason)
         self.state.trial, self.challenger = None, None
 
     def _attempt_ended(
@@ -798,7 +954,7 @@ class Repair:
             self.registry.attach(probation.version, "probation", test.as_dict())
             self._roll_back(probation, reason)
             return True
-        if test.events >= self.config.probation.events:
+        if test.verdict == "better" or test.events >= self.config.probation.events:
             self.journal.write("probation-passed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
             state.probation, self.yardstick = None, None

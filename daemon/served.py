@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from deploy.session import Head, Session, read_head
 from registry.manifest import Manifest
@@ -60,6 +61,18 @@ class Classes:
 
 
 @dataclass(frozen=True, slots=True)
+class Opinion:
+    """What one version says of ``n`` events: class int64 [n], and how sure it is, float32 [n]."""
+
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    def take(self, index: NDArray[np.generic]) -> Opinion:
+        """The opinions on the events at ``index`` (positions or a mask)."""
+        return Opinion(self.predicted[index], self.confidence[index])
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """Predictions of one version for ``n`` events, in the daemon's class indices.
 
@@ -70,6 +83,16 @@ class Answer:
     predicted: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     embeddings: NDArray[np.float32]
+
+    def take(self, index: NDArray[np.generic]) -> Answer:
+        """The answers to the events at ``index`` (positions or a mask)."""
+        found = (self.predicted, self.probabilities, self.embeddings)
+        return Answer(*(part[index] for part in found))
+
+    @property
+    def opinion(self) -> Opinion:
+        """The answer without the rest."""
+        return Opinion(self.predicted, self.probabilities.max(axis=1, initial=0.0))
 
 
 class Served:
@@ -110,17 +133,17 @@ class Served:
         predicted = self.columns[prediction.probabilities.argmax(axis=1)]
         return Answer(predicted, probabilities, prediction.embeddings)
 
-    def judge(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The class, int64 [n], for embeddings float32 [n, d] of this version's own encoder."""
+    def judge(self, embeddings: NDArray[np.float32]) -> Opinion:
+        """The opinion on embeddings, float32 [n, d], of this version's own encoder."""
         return self._judge.judge(embeddings)
 
     def predict(
         self, inputs: NDArray[np.generic], embeddings: NDArray[np.float32], encoder: str
-    ) -> NDArray[np.int64]:
-        """The class, int64 [n]; from ``embeddings`` where ``encoder`` is this version's own."""
+    ) -> Opinion:
+        """The opinion on events; from ``embeddings`` where ``encoder`` is this version's own."""
         if encoder == self.encoder:
             return self.judge(embeddings)
-        return self.answer(inputs).predicted
+        return self.answer(inputs).opinion
 
 
 class Judge:
@@ -136,10 +159,10 @@ class Judge:
         """Read the head of the version in ``folder``."""
         return cls(manifest.version, *read_head(folder), classes)
 
-    def judge(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The class, int64 [n], for embeddings float32 [n, d]."""
-        best: NDArray[np.int64] = (embeddings @ self._head.weight + self._head.bias).argmax(axis=1)
-        return self.columns[best]
+    def judge(self, embeddings: NDArray[np.float32]) -> Opinion:
+        """The opinion on embeddings, float32 [n, d]."""
+        found = softmax(embeddings @ self._head.weight + self._head.bias, axis=1)
+        return Opinion(self.columns[found.argmax(axis=1)], found.max(axis=1))
 
 
 def encoder_digest(manifest: Manifest) -> str:

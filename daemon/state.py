@@ -7,26 +7,32 @@ produced it.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from daemon.awaiting import Awaiting
+from daemon.canary import Canary
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.config import Config
 from daemon.evidence import PairedTest
-from daemon.gate import Check, Trial
+from daemon.gate import Trial
+from daemon.guard import Guard
 from daemon.policy import Incident
 from daemon.prequential import Prequential
+from daemon.quarantine import Quarantine
 from daemon.served import Classes, Served
 from daemon.watch import Watch
-from drift import Signature
+from drift import Reference, Signature
 from learn.head import Head
 from learn.memory import Memory
 from learn.online import OnlineHead
 
 DAY = 86_400.0
 KNOWN_REGIMES = 64
+KNOWN_RECORDS = 64
 
 
 @dataclass(slots=True)
@@ -39,6 +45,14 @@ class Probation:
     test: PairedTest = field(default_factory=PairedTest)
 
 
+@dataclass(slots=True)
+class Record:
+    """What became of one version's answers: those whose label has come, and the right ones."""
+
+    labelled: int = 0
+    right: int = 0
+
+
 class State:
     """The daemon's knowledge, in memory."""
 
@@ -48,6 +62,11 @@ class State:
         self.memory = Memory(config.memory)
         self.watch = Watch(config.drift, config.policy.settle_events)
         self.prequential = Prequential()
+        self.awaiting = Awaiting(config.probation.late_events)
+        self.guard = Guard(config.guard)
+        self.quarantine = Quarantine()
+        #: By version; those of the oldest are forgotten.
+        self.records: dict[str, Record] = {}
         self.events = 0
         self.positions: dict[tuple[str, int], int] = {}
         self.champion: str | None = None
@@ -58,7 +77,11 @@ class State:
         self.incident: Incident | None = None
         self.incidents = 0
         self.trial: Trial | None = None
+        #: Of the trial's version, once the gate has let it pass.
+        self.canary: Canary | None = None
         self.probation: Probation | None = None
+        #: The champion before, and what was normal for it, should it come back.
+        self.former: tuple[str, Reference] | None = None
         #: Alarms are held, and improvements not proposed, before these events.
         self.quiet_until = self.rest_until = 0
         #: Where the present regime began, and up to where a refresh has learned from it.
@@ -72,10 +95,22 @@ class State:
 
     def follow_champion(self, served: Served, since: float) -> None:
         """``served`` is the champion from now on: what was measured of the old one is void."""
+        left, normal, former = self.champion, self.watch.reference, self.former
         self.champion, self.champion_event, self.champion_since = served.version, self.events, since
         self.prequential.restart()
         self.watch.rearm(served.encoder)
+        if former is not None and former[0] == served.version:
+            self.watch.adopt(former[1])
+        self.former = (left, normal) if left is not None and normal is not None else None
         self.restart_online(served)
+
+    def record(self, version: str, right: NDArray[np.bool_]) -> None:
+        """Labels came, bool [n], for answers that ``version`` gave."""
+        found = self.records.setdefault(version, Record())
+        found.labelled += len(right)
+        found.right += int(right.sum())
+        while len(self.records) > KNOWN_RECORDS:
+            del self.records[next(iter(self.records))]
 
     def know_regime(self, signature: Signature) -> None:
         """The champion is at home in this regime; an alarm may find that it came back."""
@@ -119,15 +154,8 @@ class State:
             "online_test": self.online_test.state(),
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
-            "trial": trial
-            and {
-                "version": trial.version,
-                "rung": trial.rung,
-                "chosen_from": trial.chosen_from,
-                "checks": [asdict(check) for check in trial.checks],
-                "test": trial.test.state(),
-                "by_class": {str(k): t.state() for k, t in trial.by_class.items()},
-            },
+            "trial": trial.values() if trial else None,
+            "canary": self.canary.values() if self.canary else None,
             "probation": probation
             and {
                 "version": probation.version,
@@ -141,6 +169,9 @@ class State:
             "learned_event": self.learned_event,
             "taught": self.taught,
             "regimes": list(self.regimes),
+            "former": self.former[0] if self.former else None,
+            "quarantine": self.quarantine.values(),
+            "records": {v: [r.labelled, r.right] for v, r in self.records.items()},
             "promotions": self.promotions,
             "failed": self.failed,
         }
@@ -151,9 +182,16 @@ class State:
             **prefixed("memory", self.memory.state()),
             **prefixed("watch", self.watch.state()),
             **prefixed("prequential", self.prequential.state()),
+            **prefixed("awaiting", self.awaiting.state()),
+            **prefixed("guard", self.guard.state()),
+            **prefixed("quarantine", self.quarantine.arrays()),
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
+        if self.trial is not None:
+            parts |= prefixed("trial", self.trial.arrays())
+        if self.former is not None:
+            parts |= prefixed("former", self.former[1].arrays())
         for version, signature in self.regimes.items():
             parts |= prefixed(f"regimes/{version}", signature.arrays())
         return parts
@@ -169,6 +207,13 @@ class State:
         self.memory.restore(under("memory", arrays))
         self.watch.restore(under("watch", arrays))
         self.prequential.restore(under("prequential", arrays))
+        if awaiting := under("awaiting", arrays):
+            self.awaiting.restore(awaiting)
+        if guard := under("guard", arrays):
+            self.guard.restore(guard)
+        if found := values.get("quarantine"):
+            self.quarantine.restore(found, under("quarantine", arrays))
+        self.records = {v: Record(*counts) for v, counts in values.get("records", {}).items()}
         self.events = values["events"]
         self.positions = {(t, p): offset for t, p, offset in values["positions"]}
         self.champion = values["champion"]
@@ -183,7 +228,13 @@ class State:
             self.incident = Incident.from_dict(values["incident"])
             ended = [a for a in self.incident.attempts if a.outcome != "running"]
             self.incident.attempts = ended
-        self.trial = self._trial(values["trial"])
+        self.trial = None
+        if (found := values["trial"]) and "overall" in found:  # else of an older release
+            arrays_of_trial = under("trial", arrays)
+            self.trial = Trial.restored(gate, self.classes.names, found, arrays_of_trial)
+        self.canary = None
+        if (found := values.get("canary")) and self.trial and gate.canary.steps:
+            self.canary = Canary.restored(gate.canary, gate.alpha, found)
         self.probation = None
         if found := values["probation"]:
             test = PairedTest.restored(self.config.probation.alpha, found["test"])
@@ -199,25 +250,8 @@ class State:
             version: Signature.from_arrays(under(f"regimes/{version}", arrays))
             for version in values.get("regimes", ())
         }
+        self.former = None
+        if version := values.get("former"):
+            self.former = version, Reference.from_arrays(under("former", arrays))
         self.promotions = list(values["promotions"])
         self.failed = list(values["failed"])
-
-    def _trial(self, values: dict[str, Any] | None) -> Trial | None:
-        if not values:
-            return None
-        gate = self.config.gate
-        checks = [Check(**check) for check in values["checks"]]
-        trial = Trial(
-            values["version"],
-            values["rung"],
-            gate,
-            self.classes.names,
-            checks,
-            values.get("chosen_from", 1),
-        )
-        trial.test = PairedTest.restored(trial.test.alpha, values["test"])
-        trial.by_class = {
-            int(k): PairedTest.restored(gate.alpha, counts)
-            for k, counts in values["by_class"].items()
-        }
-        return trial

@@ -217,6 +217,12 @@ class FieldsConfig(Section):
         description="Field with the event's id; empty: topic:partition:offset. With a field,"
         " every event must have it.",
     )
+    labeller: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field that says who gave the label: a person, a tool, a site. With it, a"
+        " labeller whose labels contradict all others', or flood them, is held back (`guard`).",
+    )
     time: str | None = Field(
         default=None,
         min_length=1,

@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ from learn.curation import curate
 from learn.examples import Examples
 from learn.head import Head
 from learn.strategy import Start, Update
+from registry.manifest import RESERVED
 
 if TYPE_CHECKING:
     from learn.model import Model
@@ -225,6 +227,8 @@ def refresh(
             "trained_on": examples.lineage(),
             "target": job.target,
             "onset": job.onset,
+            "newest_event": datetime.fromtimestamp(examples.times.max(), UTC).isoformat(),
+            "excluded": job.excluded,
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
             "stopped": update.stopped,
@@ -281,7 +285,7 @@ def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
     if update.adapter:
         save_file(update.adapter, out / "adapter.safetensors")
     # Only what the update did not write: a link is the parent's own file, never to be written to.
-    own = {"manifest.json", graph.name}
+    own = RESERVED | {graph.name}
     for file in parent.iterdir():
         if file.name not in own and not (out / file.name).exists():
             _link(file, out / file.name)

@@ -21,11 +21,13 @@ from drift import (
     Interval,
     Monitors,
     NotEnoughReference,
+    NoTraffic,
     Observations,
     Reference,
     SettingsChanged,
     Signal,
 )
+from drift.budget import DEFAULT
 
 log = logging.getLogger("driftd.watch")
 
@@ -119,6 +121,16 @@ class Watch:
         self._gathered = []
         self._recent = []
 
+    def adopt(self, reference: Reference) -> None:
+        """What was normal for a champion that is back is normal again: watch from the next event.
+
+        A regime that came in the meantime must not become its normal unseen.
+        """
+        self.rearm(self.space)
+        self.reference, self.monitors = reference, Monitors(self.config)
+        self.monitors.fit(reference)
+        self._calibrate(reference)
+
     def _keep(self, batch: Observations) -> None:
         self._recent.append(batch)
         while sum(map(len, self._recent[1:])) >= RECENT_EVENTS:
@@ -132,14 +144,16 @@ class Watch:
     def _arm(self, gathered: Observations) -> None:
         reference = Reference.of(gathered, self.config.reference_events, self.space)
         monitors = Monitors(self.config)
-        monitors.fit(reference)
+        _fit(monitors, reference)
         self.monitors, self.reference = monitors, reference
         self._calibrate(reference)
         self._gathered = []
         log.info(
-            "watching for drift; reference: %d events, accuracy %.1f %%",
+            "watching for drift; reference: %d events, accuracy %.1f %%; "
+            "at most one false alarm per %d events",
             len(reference),
             100 * self.reference_accuracy,
+            monitors.budget,
         )
 
     def _calibrate(self, reference: Reference) -> None:
@@ -178,4 +192,13 @@ class Watch:
             self.monitors.restore(under("monitors", state))
         except SettingsChanged as error:
             log.warning("%s: the monitors start anew on the stored reference", error)
-            self.monitors.fit(self.reference)
+            _fit(self.monitors, self.reference)
+
+
+def _fit(monitors: Monitors, reference: Reference) -> None:
+    """On the configured budget; on the default one if it is per time and the stream has none."""
+    try:
+        monitors.fit(reference)
+    except NoTraffic as error:
+        log.error("%s Until then: one false alarm per %d events.", error, DEFAULT)
+        monitors.fit(reference, budget=DEFAULT)

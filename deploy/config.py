@@ -95,10 +95,10 @@ class ServerConfig(BaseModel):
         "clients have given up, and working for them would delay the others.",
     )
     poll_seconds: float = Field(
-        default=0.5,
+        default=0.1,
         gt=0,
-        description="Time between two looks at the registry's generation (one stat of a file). "
-        "Bounds how long a promotion or rollback takes to be noticed.",
+        description="Time between two looks at the registry's generation: one stat of a file, or "
+        "one request where the registry is on S3. Bounds how long a rollback takes to be noticed.",
     )
     retry_seconds: float = Field(
         default=2.0,

@@ -15,7 +15,7 @@ import registry
 from deploy.errors import LoadError
 
 # An open registry, or the place where one is or will be.
-Source: TypeAlias = registry.Registry | str | Path
+Source: TypeAlias = registry.Registry | registry.RegistryConfig | str | Path
 
 
 class Aliases(NamedTuple):
@@ -29,11 +29,13 @@ class Versions:
     """Reads one registry, which may not exist yet."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
         self._registry = source if isinstance(source, registry.Registry) else None
+        self._source = source.config if isinstance(source, registry.Registry) else source
+        config = self._source
+        self._where = config.path if isinstance(config, registry.RegistryConfig) else str(config)
 
     def __str__(self) -> str:
-        return str(self._source)
+        return self._where
 
     def token(self) -> object:
         """Something cheap that differs whenever the aliases may have moved; None if no registry.
@@ -58,13 +60,13 @@ class Versions:
         with _explained():
             opened = self._open()
             if opened is None:
-                raise LoadError("not_found", f"there is no registry at {self._source}")
+                raise LoadError("not_found", f"there is no registry at {self._where}")
             return opened.path(version, verify=True)
 
     def _open(self) -> registry.Registry | None:
         if self._registry is None:
             try:
-                self._registry = registry.open_registry(str(self._source))
+                self._registry = registry.open_registry(self._source)
             except registry.NotFound:
                 return None
         return self._registry
@@ -76,6 +78,8 @@ def _explained() -> Iterator[None]:
         yield
     except registry.DigestMismatch as error:
         raise LoadError("digest_mismatch", str(error)) from error
+    except registry.Untrusted as error:
+        raise LoadError("untrusted", str(error)) from error
     except registry.NotFound as error:
         raise LoadError("not_found", str(error)) from error
     except (registry.RegistryError, OSError) as error:

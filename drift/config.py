@@ -6,9 +6,11 @@ effect floors. `Monitors` reads this; nothing else in the room holds a default.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from drift.budget import DEFAULT, FEWEST, PER_TIME
 
 FeatureMeasure = Literal["ks", "psi", "wasserstein", "jensen_shannon"]
 DetectorName = Literal[
@@ -35,12 +37,12 @@ class DriftConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    false_alarm: int = Field(
-        default=20_000,
-        ge=100,
+    false_alarm: Annotated[int, Field(ge=FEWEST)] | Annotated[str, Field(pattern=PER_TIME)] = Field(
+        default=DEFAULT,
         description="At most one false alarm per this many events, over all calibrated detectors "
-        "together. 20,000: at an event a second, about four false alarms a day at the very worst; "
-        "a tenfold budget delays a detection by only about a quarter.",
+        "together; or so many per time, as `1 per day` or `2 per week`, counted at the traffic of "
+        "the reference. 20,000: at an event a second, about four false alarms a day at the very "
+        "worst; a tenfold budget delays a detection by only about a quarter.",
     )
     detectors: tuple[DetectorName, ...] = Field(
         default=("error_rate", "features", "embedding", "class_mix"),

@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 
+from drift.budget import FEWEST, aimed, events_per_alarm
 from drift.concept.adwin import ADWIN
 from drift.concept.ddm import DDM
 from drift.concept.eddm import EDDM
@@ -180,24 +181,30 @@ class Monitors:
     """The configured detectors, in the configured order.
 
     ``m`` calibrated detectors that run each get ``m`` times the events for one false alarm, so that
-    all together keep the budget however they depend on one another (Bonferroni).
+    all together keep the budget however they depend on one another (Bonferroni), with a reserve.
     """
 
     def __init__(self, config: DriftConfig | None = None) -> None:
         self.config = config or DriftConfig()
+        #: Events for one false alarm of all together; 0 until `fit`.
+        self.budget = 0
         self.detectors = self._sharing(())
         #: Why a detector does not run, by its name; empty when all do.
         self.waiting: dict[str, str] = {d.name: NOT_FITTED for d in self.detectors}
 
-    def fit(self, reference: Reference | Observations) -> None:
+    def fit(self, reference: Reference | Observations, budget: int | None = None) -> None:
         """Fit every detector, and forget what was observed before.
+
+        budget: events for one false alarm, in place of what the configuration asks for.
 
         A detector for which the reference is too small (say, of labels), or which cannot keep the
         budget, waits, and its signals say why; the others share the budget without it. Raises that
-        reason when it is all of them.
+        reason when it is all of them, and NoTraffic when the budget is per time and the reference
+        does not tell how many events come.
         """
         if isinstance(reference, Reference):
             reference = reference.observations
+        self.budget = budget or events_per_alarm(self.config.false_alarm, reference.times)
         waiting: dict[str, str] = {}
         while True:
             detectors = self._sharing(waiting)
@@ -248,6 +255,7 @@ class Monitors:
         arrays: State = {
             "settings": _text(self.config.model_dump_json()),
             "waiting": _text(json.dumps(self.waiting)),
+            "budget": np.array(self.budget, dtype=np.int64),
         }
         for detector in self.detectors:
             if detector.name not in self.waiting:
@@ -272,6 +280,7 @@ class Monitors:
                 "Fit the monitors on the version's reference again; what they had gathered is lost."
             )
         self.waiting = cast("dict[str, str]", json.loads(state["waiting"].tobytes()))
+        self.budget = int(state["budget"].item())
         self.detectors = self._sharing(self.waiting)
         for detector in self.detectors:
             if detector.name not in self.waiting:
@@ -290,7 +299,7 @@ class Monitors:
         names = dict.fromkeys(config.detectors)
         free = RIVER.keys() if config.river_defaults else ()
         sharing = sum(name not in free and name not in waiting for name in names)
-        budget = config.false_alarm * max(1, sharing)
+        budget = aimed(max(self.budget, FEWEST) * max(1, sharing))
         return tuple(
             CALIBRATED[name](config, budget)
             if name in CALIBRATED

@@ -7,17 +7,19 @@ how many were looked at.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drift.bins import Bins, Table, as_numbers
 from drift.distances import DISTANCES, chi_square, ks
-from drift.features import Column, categorical
+from drift.features import Column, Features, categorical
 from drift.measures import Floats, Measure, chi_square_score, rise_test
-from drift.signal import Observations
+from drift.signal import Observations, State
 
 # One in a thousand under chance, one-sided, over all that is looked at.
 UNLIKELY = 0.001
@@ -54,6 +56,47 @@ class SliceChange:
     reference: float
     recent: float
     events: int
+
+
+class Slices:
+    """The slices of a table: each category, or eighth of the numbers, of each feature.
+
+    >>> table = {"price": np.arange(80.0), "colour": np.array(["red", "blue"] * 40, dtype=object)}
+    >>> slices = Slices.fit(table, ["colour"])
+    >>> [slices.text(code) for code in slices.codes(table)[:2, 0].tolist()]
+    ['colour red', 'colour blue']
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    @classmethod
+    def fit(cls, features: Features, names: Sequence[str] = ()) -> Self:
+        """The slices of columns like these, of those ``names`` only if there are any."""
+        chosen = {name: features[name] for name in names or features}
+        return cls(Table.fit(chosen, SLICES))
+
+    def __len__(self) -> int:
+        return int(self._table.starts[-1])
+
+    def codes(self, features: Features) -> NDArray[np.int32]:
+        """int32 [events, features]: the slice of each event in each feature."""
+        events = len(next(iter(features.values())))
+        return self._table.codes(features, events)
+
+    def text(self, code: int) -> str:
+        """A slice in words."""
+        place = int(np.searchsorted(self._table.starts, code, side="right")) - 1
+        return self._table.bins[place].text(code - int(self._table.starts[place]))
+
+    def state(self) -> State:
+        """Plain arrays for `from_state`."""
+        return self._table.state()
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        """The slices that `state` describes."""
+        return cls(Table.from_state(state))
 
 
 def feature_changes(

@@ -75,17 +75,17 @@ class MemoryConfig(_Section):
         description="Older events kept for replay, balanced over the classes, so that a refresh "
         "does not forget what is still true.",
     )
-    anchors: int = Field(
-        500,
+    anchor: int = Field(
+        200,
         ge=0,
-        description="Held-out events of the first training that are kept for good, balanced over "
-        "the classes: they show what has been forgotten since.",
+        description="Held-out events of the first training kept for good, balanced over the "
+        "classes: what a challenger must not forget. Taken anew after a concept drift.",
     )
     max_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1024 * 1024,
         description="Bound of the memory in bytes; long texts make it hold fewer events. The "
-        "replay may take a quarter of it, the anchors a tenth, the newest events the rest.",
+        "replay may take a quarter of it, the anchor a tenth, the newest events the rest.",
     )
     holdout: float = Field(
         0.2,

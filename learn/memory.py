@@ -1,13 +1,14 @@
 """What may be learned from: the recent window, a replay reservoir, and two parts that only judge.
 
 The held-out split is a hash of the event's id, so that no restart and no second reading can move
-an event from judging to training. The anchors are held-out events of the first training, kept for
-good: they show what has been forgotten since. All parts are bounded in events and bytes.
+an event from judging to training. The anchor is held-out events of the first training, kept for
+good: it shows what has been forgotten since. All parts are bounded in events and bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,10 @@ from learn.examples import Arrays, Examples
 _HASHES = float(2**64)
 _MOST = 10.0
 # Of memory.max_bytes.
-_SHARES = {"recent": 0.65, "replay": 0.25, "anchors": 0.1}
+_SHARES = {"recent": 0.65, "replay": 0.25, "anchor": 0.1}
+
+#: Topic, partition, first offset, and the first offset that no longer belongs to it.
+Range = tuple[str, int, int, int]
 
 
 class Memory:
@@ -34,9 +38,10 @@ class Memory:
     def __init__(self, config: MemoryConfig) -> None:
         self.config = config
         self.encoder = ""
+        self.excluded: tuple[Range, ...] = ()
         self._recent = Examples.empty()
         self._replay = Examples.empty()
-        self._anchors = Examples.empty()
+        self._anchor = Examples.empty()
         self._pending: list[Examples] = []
         self._pending_rows = 0
         self._judging: NDArray[np.bool_] | None = None
@@ -51,38 +56,25 @@ class Memory:
         return len(self)
 
     def sizes(self) -> dict[str, int]:
-        """Events by part: ``recent``, ``held_out`` (of the recent), ``replay`` and ``anchors``."""
+        """Events by part: ``recent``, ``held_out`` (of the recent), ``replay`` and ``anchor``."""
         return {
             "recent": len(self._recent) + self._pending_rows,
             "held_out": int(self._judges().sum()),
             "replay": len(self._replay),
-            "anchors": len(self._anchors),
+            "anchor": len(self._anchor),
         }
 
     @property
     def size_bytes(self) -> int:
         """Bytes that the kept events take, by `memory.max_bytes`'s measure."""
         self._settle()
-        return sum(int(_sizes(part).sum()) for part in (self._recent, self._replay, self._anchors))
+        return sum(int(_sizes(part).sum()) for part in (self._recent, self._replay, self._anchor))
 
     @property
-    def anchors(self) -> Examples:
-        """The held-out events of the first training, balanced over its classes; they only judge."""
+    def anchor(self) -> Examples:
+        """Held-out events of the first training, even over the classes: what not to forget."""
         self._settle()
-        return self._anchors
-
-    def anchor(self) -> None:
-        """Keep held-out events of now as the anchors, for good; later calls change nothing.
-
-        At most `memory.anchors` of them, as even over the classes as they allow.
-        """
-        self._settle()
-        if len(self._anchors):
-            return
-        pool = self._recent.take(self._judges())
-        chosen = pool.take(_balanced(pool.labels, self.config.anchors, seed=0))
-        fitting = _fitting(chosen, int(_SHARES["anchors"] * self.config.max_bytes))
-        self._anchors = chosen.take(np.arange(len(chosen) - fitting, len(chosen)))
+        return self._anchor
 
     def held_out(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
         """Bool [n]: which of the events, by id (object [n] of str), only ever judge."""
@@ -100,6 +92,8 @@ class Memory:
 
         An id that is known already is the same event with a newer label.
         """
+        if self.excluded:
+            examples = examples.take(~self._barred(examples))
         if not len(examples):
             return
         if encoder != self.encoder:
@@ -107,11 +101,20 @@ class Memory:
             self.encoder = encoder
             self._recent = self._recent.with_embeddings(_none(len(self._recent), examples))
             self._replay = self._replay.with_embeddings(_none(len(self._replay), examples))
-            self._anchors = self._anchors.with_embeddings(_none(len(self._anchors), examples))
+            self._anchor = self._anchor.with_embeddings(_none(len(self._anchor), examples))
         self._pending.append(examples)
         self._pending_rows += len(examples)
         if self._pending_rows > self.config.recent // 2:
             self._settle()
+
+    def exclude(self, ranges: Iterable[Range]) -> int:
+        """Forget the events of these offset ranges, and never take one in; how many there were."""
+        before = len(self)
+        self.excluded = tuple(sorted({*self.excluded, *ranges}))
+        self._recent = self._recent.take(~self._barred(self._recent))
+        self._replay = self._replay.take(~self._barred(self._replay))
+        self._judging = None
+        return before - len(self)
 
     def adopt(
         self, ids: NDArray[np.object_], embeddings: NDArray[np.float32], encoder: str
@@ -128,7 +131,21 @@ class Memory:
         row = {event_id: position for position, event_id in enumerate(ids)}
         self._recent = _adopted(self._recent, row, embeddings)
         self._replay = _adopted(self._replay, row, embeddings)
-        self._anchors = _adopted(self._anchors, row, embeddings)
+        self._anchor = _adopted(self._anchor, row, embeddings)
+
+    def take_out(self, ids: NDArray[np.object_]) -> Examples:
+        """Forget the events of these ids, but for the anchor; what there was of them."""
+        self._settle()
+        wanted = set(ids.tolist())
+        found = []
+        parts = []
+        for part in (self._recent, self._replay):
+            mine = np.fromiter((i in wanted for i in part.ids), np.bool_, count=len(part))
+            found.append(part.take(mine))
+            parts.append(part.take(~mine))
+        self._recent, self._replay = parts
+        self._judging = None
+        return Examples.concatenate(found)
 
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
@@ -190,6 +207,14 @@ class Memory:
         index = np.flatnonzero(wanted)
         return self._recent.take(index[-limit:])
 
+    def set_anchor(self, since: int, seed: int) -> None:
+        """Make the held-out events from arrival ``since`` on the anchor, even over the classes."""
+        self._settle()
+        held = self._recent.take(self._judges() & (self._recent.arrivals >= since))
+        chosen = held.take(_balanced(held.labels, self.config.anchor, seed))
+        fitting = _fitting(chosen, int(_SHARES["anchor"] * self.config.max_bytes))
+        self._anchor = chosen.take(np.arange(len(chosen) - fitting, len(chosen)))
+
     def class_counts(self) -> dict[int, int]:
         """Training events by class number."""
         self._settle()
@@ -204,8 +229,9 @@ class Memory:
         """Plain arrays, for the checkpoint."""
         self._settle()
         name = np.frombuffer(self.encoder.encode(), dtype=np.uint8)
-        parts: Arrays = {"encoder": name}
-        kept = {"recent": self._recent, "replay": self._replay, "anchors": self._anchors}
+        excluded = np.frombuffer(json.dumps(self.excluded).encode(), dtype=np.uint8)
+        parts: Arrays = {"encoder": name, "excluded": excluded}
+        kept = {"recent": self._recent, "replay": self._replay, "anchor": self._anchor}
         for prefix, part in kept.items():
             if len(part):
                 parts |= {f"{prefix}/{k}": a for k, a in part.to_arrays().items()}
@@ -214,16 +240,26 @@ class Memory:
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on exactly where `state` was taken."""
         self.encoder = state["encoder"].tobytes().decode()
+        excluded = state["excluded"].tobytes() if "excluded" in state else b"[]"
+        self.excluded = tuple((t, p, start, end) for t, p, start, end in json.loads(excluded))
         self._pending, self._pending_rows = [], 0
         self._recent, self._judging = _part("recent/", state), None
         self._replay = _part("replay/", state)
-        self._anchors = _part("anchors/", state)
+        self._anchor = _part("anchor/", state)
+
+    def _barred(self, examples: Examples) -> NDArray[np.bool_]:
+        """Bool [n]: which of the examples lie in an excluded range."""
+        barred = np.zeros(len(examples), dtype=np.bool_)
+        for topic, partition, start, end in self.excluded:
+            here = (examples.topics == topic) & (examples.partitions == partition)
+            barred |= here & (examples.offsets >= start) & (examples.offsets < end)
+        return barred
 
     def _settle(self) -> None:
         """Work the pending events in: newest label wins, then the bounds."""
         if not self._pending:
             return
-        self._relabel_anchors()
+        self._relabel_anchor()
         together = Examples.concatenate([self._recent, *self._pending])
         self._pending, self._pending_rows = [], 0
         last = {event_id: position for position, event_id in enumerate(together.ids)}
@@ -243,17 +279,17 @@ class Memory:
         if len(aged) and self.config.replay:
             self._age(aged)
 
-    def _relabel_anchors(self) -> None:
-        if not len(self._anchors):
+    def _relabel_anchor(self) -> None:
+        if not len(self._anchor):
             return
         newer = {
             event_id: label
             for part in self._pending
             for event_id, label in zip(part.ids, part.labels.tolist(), strict=True)
         }
-        labels = zip(self._anchors.ids, self._anchors.labels.tolist(), strict=True)
+        labels = zip(self._anchor.ids, self._anchor.labels.tolist(), strict=True)
         found = np.array([newer.get(event_id, label) for event_id, label in labels], np.int64)
-        self._anchors = self._anchors.relabelled(found)
+        self._anchor = self._anchor.relabelled(found)
 
     def _age(self, aged: Examples) -> None:
         aged = aged.take(~self.held_out(aged.ids))

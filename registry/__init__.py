@@ -4,6 +4,7 @@ open_registry   a folder (or later an object store) -> Registry
 Registry        publish, version, path (digests checked), promote, rollback, pin, pause, requests
 State           champion, challenger, previous, controls: one document under compare-and-swap
 Manifest        lineage, labels, input schema, metrics, digest of every file of a version
+Routing         which traffic a challenger sees: shadow, canary; Traffic is what servers counted
 Journal         append-only rows: every move, who, when, why, from, to
 
 Imports no other room; several processes may use one registry at once.
@@ -19,16 +20,21 @@ from .errors import (
     PinnedError,
     RegistryError,
     StorageError,
+    Untrusted,
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
-from .registry import Control, Move, Registry, Request, State, Version, open_registry
+from .registry import Registry, Request, Version, open_registry
+from .routing import Counts, Routing, Traffic
+from .state import Control, Move, State
 
 __all__ = [
     "Conflict",
     "Control",
     "Corrupt",
+    "Counts",
     "DigestMismatch",
     "FileEntry",
     "Invalid",
@@ -42,10 +48,15 @@ __all__ = [
     "RegistryConfig",
     "RegistryError",
     "Request",
+    "Routing",
     "Row",
     "State",
     "StorageError",
+    "Stretch",
+    "Traffic",
+    "Untrusted",
     "Version",
     "Withdrawn",
+    "moment",
     "open_registry",
 ]

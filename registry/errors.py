@@ -49,6 +49,10 @@ class DigestMismatch(Corrupt):
     """A file of a version is missing, was changed, or does not belong there."""
 
 
+class Untrusted(RegistryError):
+    """The version carries no valid signature of a trusted key."""
+
+
 class StorageError(RegistryError):
     """The disk said no: full, read-only, not permitted, or locked for too long."""
 

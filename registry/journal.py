@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -63,18 +64,33 @@ class Journal:
 
         ``follow`` goes on with rows as they come, and never ends by itself.
         """
-        found, last = [], since
-        for entry in self._store.rows(since):
-            last = entry.seq
-            if row := _row(entry, kinds):
-                found.append(row)
-        yield from found[-limit:] if limit else found
-        while follow:
-            time.sleep(FOLLOW_SECONDS)
+        last = since
+        if limit:
+            last = max(since, self._store.last_row())
+            yield from self._newest(since, last, kinds, limit)
+            if not follow:
+                return
+        while True:
             for entry in self._store.rows(last):
                 last = entry.seq
                 if row := _row(entry, kinds):
                     yield row
+            if not follow:
+                return
+            time.sleep(FOLLOW_SECONDS)
+
+    def _newest(
+        self, since: int, last: int, kinds: Collection[str] | None, limit: int
+    ) -> list[Row]:
+        """The last ``limit`` rows up to number ``last``, without reading more than about them."""
+        width = limit
+        while True:
+            start = max(since, last - width)
+            entries = itertools.takewhile(lambda e: e.seq <= last, self._store.rows(start))
+            found = [row for entry in entries if (row := _row(entry, kinds))]
+            if len(found) >= limit or start == since:
+                return found[-limit:]
+            width *= 8
 
 
 def _row(entry: Entry, kinds: Collection[str] | None) -> Row | None:

@@ -58,7 +58,7 @@ class Log:
             end = _whole(fd)
             start, seq = _start(fd, end, after)
             for line in _forwards(fd, start, end):
-                entry = _entry(line, seq)
+                entry = parse(line, seq)
                 seq = entry.seq
                 if seq > after:
                     yield entry
@@ -154,7 +154,8 @@ def _write(fd: int, end: int, data: bytes) -> None:
         raise
 
 
-def _entry(line: bytes, previous: int) -> Entry:
+def parse(line: bytes, previous: int) -> Entry:
+    """The row in a line; a damaged one gets the number behind ``previous``."""
     try:
         fields = unseal(line)
         return Entry(int(fields.pop("seq")), fields, line)
@@ -177,7 +178,7 @@ def _whole(fd: int) -> int:
 def _last(fd: int, end: int) -> int:
     damaged = 0
     for _, line in _backwards(fd, end):
-        entry = _entry(line, 0)
+        entry = parse(line, 0)
         if entry.fields is not None:
             return entry.seq + damaged
         damaged += 1
@@ -185,16 +186,31 @@ def _last(fd: int, end: int) -> int:
 
 
 def _start(fd: int, end: int, after: int) -> tuple[int, int]:
-    """The offset just behind the newest sound row numbered at most ``after``, and its number.
+    """An offset behind a sound row numbered at most ``after``, at most a block too early.
 
-    Looking from the end costs no more than reading what the caller asked for.
+    Rows are in order, so bisection finds it: what lies before costs nothing.
     """
-    if after > 0:
-        for offset, line in _backwards(fd, end):
-            entry = _entry(line, 0)
-            if entry.fields is not None and entry.seq <= after:
-                return offset + len(line) + 1, entry.seq
-    return 0, 0
+    low, low_seq, high = 0, 0, end
+    while high - low > _BLOCK:
+        middle = (low + high) // 2
+        found = _first_sound(fd, middle, high)
+        if found is None or found[1] > after:
+            high = middle
+        else:
+            low, low_seq = found
+    return low, low_seq
+
+
+def _first_sound(fd: int, start: int, end: int) -> tuple[int, int] | None:
+    """Where the first sound row that begins behind ``start`` ends, and its number."""
+    lines = _forwards(fd, start, end)
+    position = start + len(next(lines, b"")) + 1  # the line that ``start`` lies in is another's
+    for line in lines:
+        position += len(line) + 1
+        entry = parse(line, 0)
+        if entry.fields is not None:
+            return position, entry.seq
+    return None
 
 
 def _backwards(fd: int, end: int) -> Iterator[tuple[int, bytes]]:

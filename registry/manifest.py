@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+RESERVED = frozenset({MANIFEST, SIGNATURE})  # names that no file of a version's maker may have
 
 
 class FileEntry(BaseModel):

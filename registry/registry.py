@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,73 +21,27 @@ from .config import RegistryConfig
 from .durable import sha256
 from .errors import (
     Conflict,
-    Corrupt,
     DigestMismatch,
     Invalid,
     NotFound,
     PinnedError,
     RegistryError,
+    StorageError,
     Withdrawn,
 )
-from .journal import Journal
-from .manifest import SCHEMA, FileEntry, Manifest, ManifestDraft
+from .journal import Journal, Row
+from .lineage import Stretch, alike, moment, newest_event
+from .manifest import MANIFEST, RESERVED, SIGNATURE, FileEntry, Manifest, ManifestDraft
+from .routing import MODES, ROUTING, TRAFFIC, Mode, Routing, Traffic
 from .sealed import BrokenSeal, seal, unseal
-from .store import LocalStore, Store
+from .signature import Signer, Trust
+from .state import STATE, Control, Move, State
+from .store import VERSIONS, Document, LocalStore, Store
 
 log = logging.getLogger("driftd.registry")
 
-STATE = "state.json"
-MANIFEST = "manifest.json"
-VERSIONS, EVIDENCE, REQUESTS = "versions", "evidence", "requests"
+EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Something an operator ordered: since when, who, and why."""
-
-    since: str
-    actor: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """The last change of the state: what, by whom, why; ``previous`` and ``version`` serve."""
-
-    kind: str
-    actor: str
-    reason: str
-    time: str
-    version: str | None = None
-    previous: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Who serves. ``chain``: earlier champions, the latest last; rollback goes back along it.
-
-    ``move`` is the last change of any kind, ``champion_move`` the last that changed who serves.
-    """
-
-    generation: int = 0
-    champion: str | None = None
-    challenger: str | None = None
-    chain: tuple[str, ...] = ()
-    withdrawn: tuple[str, ...] = ()
-    pinned: Control | None = None
-    paused: Control | None = None
-    move: Move | None = None
-    champion_move: Move | None = None
-
-    @property
-    def previous(self) -> str | None:
-        """The version that a rollback returns to."""
-        return self.chain[-1] if self.chain else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "previous": self.previous}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +71,9 @@ class Registry:
         self.config = config
         self.journal = Journal(store)
         self._store = store
+        self._trust = Trust(config.trusted_keys) if config.trusted_keys else None
         self._manifests: dict[str, Manifest] = {}
+        self._journalled: Move | None = None  # the newest move whose row is known to be there
 
     # ---------------------------------------------------------------- versions
 
@@ -127,6 +83,7 @@ class Registry:
         Files that an earlier version has already are shared with it. Raises `Invalid` for file
         names that are none, `StorageError` if the disk says no; nothing is half published.
         """
+        signer = self.signer()
         sources = sorted(path for path in folder.iterdir() if path.is_file())
         if not sources:
             raise Invalid(f"there is nothing to publish in {folder}")
@@ -134,7 +91,7 @@ class Registry:
         with self._store.stage() as stage:
             files = {}
             for source in sources:
-                if source.name == MANIFEST or not _NAME.fullmatch(source.name):
+                if source.name in RESERVED or not _NAME.fullmatch(source.name):
                     raise Invalid(f"{source.name!r} cannot be a file of a version")
                 digest, size = stage.add(source.name, source, twins)
                 files[source.name] = FileEntry(sha256=digest, size=size)
@@ -146,7 +103,10 @@ class Registry:
                     created=_now(),
                     files=files,
                 )
-                stage.write(MANIFEST, seal(manifest.model_dump(mode="json"), indent=True))
+                data = seal(manifest.model_dump(mode="json"), indent=True)
+                stage.write(MANIFEST, data)
+                if signer is not None:
+                    stage.write(SIGNATURE, signer.sign(data))
                 if stage.commit(f"{VERSIONS}/{manifest.version}"):
                     break
                 number += 1
@@ -163,39 +123,59 @@ class Registry:
     def version(self, id: str) -> Version:
         """The version of that id. Raises `NotFound`, or `Corrupt` for a damaged manifest."""
         if id not in self._manifests:
-            self._manifests[id] = self._read_manifest(id)
+            self._manifests[id] = self._parsed_manifest(id, self._manifest_document(id))
         return Version(id, self._manifests[id])
+
+    def names(self) -> list[str]:
+        """The ids of all versions, damaged ones included, oldest first."""
+        return sorted(self._store.names(VERSIONS), key=_number)
 
     def versions(self) -> list[Version]:
         """All versions, oldest first; damaged ones are logged and left out."""
         found = []
-        for name in self._store.names(VERSIONS):
+        for name in self.names():
             try:
                 found.append(self.version(name))
             except RegistryError as error:
                 log.error("%s", error)
-        return sorted(found, key=lambda version: _number(version.id))
+        return found
+
+    def signer(self) -> Signer | None:
+        """What signs, if configured. Raises `Invalid` if its key cannot be used."""
+        return Signer(self.config.signing_key) if self.config.signing_key else None
+
+    def signed_by(self, id: str) -> str | None:
+        """The id of the trusted key that signed the version; None if no keys are configured.
+
+        Raises `Untrusted`.
+        """
+        return self._signed_by(id, self._manifest_document(id))
+
+    def check_signature(self, id: str, manifest: bytes, signature: bytes | None) -> str | None:
+        """As `signed_by`, for a manifest and a signature that are at hand."""
+        return self._trust.check(id, manifest, signature) if self._trust else None
 
     def path(self, id: str, verify: bool = True) -> Path:
-        """The version's folder; every file's size and SHA-256 are checked first.
+        """The version's folder; signature, and every file's size and SHA-256, are checked first.
 
-        Raises `DigestMismatch` naming the first file that is not what was published.
+        Raises `DigestMismatch` naming the first file that is not what was published, `Untrusted`
+        where keys are configured and none has signed.
         """
         folder = self._store.folder(f"{VERSIONS}/{id}")
-        manifest = self.version(id).manifest
+        document = self._manifest_document(id)
+        self._signed_by(id, document)
+        # Read anew: what counts is what lies there now, not what was read when it was sound.
+        manifest = self._manifests[id] = self._parsed_manifest(id, document)
         if folder is None:
             raise NotFound(f"there is no version {id} in {self._store.location}")
         if verify:
             for name, entry in manifest.files.items():
-                file = folder / name
-                if not file.is_file() or file.stat().st_size != entry.size:
-                    raise DigestMismatch(f"{id}: {name} is missing or has another size", file)
-                if sha256(file) != entry.sha256:
-                    raise DigestMismatch(
-                        f"{id}: {name} is not what was published (SHA-256 differs). Restore the "
-                        "version from a backup or roll back to another one",
-                        file,
-                    )
+                try:
+                    check_file(id, folder / name, entry)
+                except DigestMismatch:
+                    if not self._store.refetch(f"{VERSIONS}/{id}", name):
+                        raise
+                    check_file(id, folder / name, entry)
         return folder
 
     def attach(self, id: str, name: str, evidence: dict[str, Any]) -> None:
@@ -224,26 +204,51 @@ class Registry:
         one, two = (self.version(id).manifest.model_dump(mode="json") for id in (a, b))
         return {name: [one[name], two[name]] for name in one if one[name] != two[name]}
 
+    def learned_from(self, id: str, stretches: Iterable[Stretch]) -> bool:
+        """Whether the version, or one that it was made from, met an event of the stretches."""
+        stretches = tuple(stretches)
+        return any(
+            stretch.touches(manifest) for manifest in self._ancestry(id) for stretch in stretches
+        )
+
+    def taken_back(self, id: str) -> str | None:
+        """The withdrawn version that this one is, equals or descends from, if any.
+
+        Equal: the same files, or made of the same events in the same way. What the champion
+        descends from is no objection to it or to its descendants.
+        """
+        return self._taken_back(id, self.state())
+
     def collect(self, *, actor: str) -> list[str]:
-        """Remove old versions beyond ``keep``; never what an alias or the rollback chain needs."""
-        state = self.state()
-        needed = {state.champion, state.challenger, *state.chain[-self.config.history :]}
-        versions = [version.id for version in self.versions()]
-        removed = [v for v in versions[: -self.config.keep] if v not in needed]
+        """Remove old versions beyond ``keep``; never what an alias or the rollback chain needs.
+
+        Their manifests stay, for the lineage of their descendants.
+        """
+        old = [version.id for version in self.versions()][: -self.config.keep]
+
+        def change(state: State) -> State:
+            needed = {state.champion, state.challenger, *state.chain[-self.config.history :]}
+            return replace(state, removed=tuple(v for v in old if v not in needed))
+
+        removed = change(self.state()).removed
+        if removed:
+            # Said in the state first: from then on nobody can promote what is about to go.
+            reason = f"older than the newest {self.config.keep}"
+            removed = self._move("collected", actor, reason, change).removed
         for version in removed:
+            document = self._store.read(f"{VERSIONS}/{version}/{MANIFEST}")
+            if document is not None:
+                self._store.swap(f"{COLLECTED}/{version}.json", document.data, None)
             self._store.remove(f"{VERSIONS}/{version}")
             self._manifests.pop(version, None)
-        if removed:
-            self.journal.append("collected", actor=actor, versions=removed)
         self._store.clean()
-        return removed
+        return list(removed)
 
     # ---------------------------------------------------------------- who serves
 
     def state(self) -> State:
         """Aliases and controls now. Raises `Corrupt` if the document is damaged."""
-        document = self._store.read(STATE)
-        return _parse(document.data, self._store.location) if document else State()
+        return self._parsed(self._store.read(STATE))
 
     def generation(self) -> object:
         """A token that changes with every move; cheap enough to poll."""
@@ -260,10 +265,11 @@ class Registry:
     ) -> State:
         """Let ``version`` serve; the champion becomes the previous one.
 
-        Raises `PinnedError` while pinned and `Withdrawn` for a version that was taken back, both
-        unless ``force``; `Conflict` if it serves already or the champion is not the expected one.
+        Raises `PinnedError` while pinned and `Withdrawn` for what was `taken_back`, both unless
+        ``force``; `Conflict` if it serves already or the champion is not the expected one.
         """
         self.version(version)
+        self.signed_by(version)
 
         def change(state: State) -> State:
             if state.champion == version:
@@ -274,8 +280,12 @@ class Registry:
                 raise PinnedError(
                     f"{state.champion} is pinned ({state.pinned.reason}): unpin first"
                 )
-            if version in state.withdrawn and not force:
-                raise Withdrawn(f"{version} was taken back once: use --force to promote it anyway")
+            taken = self._taken_back(version, state)
+            if taken and not force:
+                like = "" if taken == version else f"is made from, or the same as, {taken}, which "
+                raise Withdrawn(
+                    f"{version} {like}was taken back once: use --force to promote it anyway"
+                )
             chain = (*state.chain, state.champion) if state.champion else state.chain
             return replace(
                 state,
@@ -288,34 +298,47 @@ class Registry:
         return self._move("promote", actor, reason, change)
 
     def rollback(
-        self, *, to: str | None = None, actor: str, reason: str, withdraw: bool = True
+        self,
+        *,
+        to: str | None = None,
+        before: Stretch | datetime | None = None,
+        actor: str,
+        reason: str,
+        withdraw: bool = True,
     ) -> State:
         """Take the champion back: the previous version, or ``to``, serves again.
 
-        A second rollback goes a further step back. ``withdraw``: what was taken back is not
-        promoted again unless forced. Works while pinned: it is the way out of trouble.
+        ``before``: instead, the latest champion that had learned nothing from the stretch, or
+        from that time on. A second rollback goes a further step back. ``withdraw``: what was
+        taken back, whatever lies between, and with ``before`` every version that had learned
+        from it, is not promoted again unless forced. Works while pinned: it is the way out of
+        trouble.
+
+        Raises `NotFound` for an unknown version, `Conflict` where there is nothing to go back to.
         """
         if to is not None:
             self.version(to)
+        if before is not None and to is not None:
+            raise Invalid("a version or a time before which it was made, not both")
 
         def change(state: State) -> State:
-            target = to or state.previous
+            tainted = self._tainted(before) if before is not None else ()
+            target = to or (self._last_without(state, tainted) if before else state.previous)
             if target is None:
                 raise Conflict("there is no earlier champion to go back to: name one with --to")
             if target == state.champion:
                 raise Conflict(f"{target} is the champion already")
-            chain = state.chain
-            if target in chain:
-                chain = chain[: len(chain) - 1 - chain[::-1].index(target)]
+            self.signed_by(target)
+            kept = state.chain
+            if target in kept:
+                kept = kept[: len(kept) - 1 - kept[::-1].index(target)]
             withdrawn = state.withdrawn
-            if withdraw and state.champion and state.champion not in withdrawn:
-                withdrawn = (*withdrawn, state.champion)
-            return replace(
-                state,
-                champion=target,
-                chain=chain,
-                withdrawn=tuple(v for v in withdrawn if v != target),
-            )
+            if withdraw:
+                passed = (*state.chain[len(kept) :], state.champion or target, *tainted)
+                withdrawn = tuple(dict.fromkeys((*withdrawn, *passed)))
+            withdrawn = tuple(v for v in withdrawn if v != target)
+            chain = tuple(v for v in kept if v not in withdrawn)
+            return replace(state, champion=target, chain=chain, withdrawn=withdrawn)
 
         return self._move("rollback", actor, reason, change)
 
@@ -328,6 +351,101 @@ class Registry:
         return self._move(
             "challenger", actor, reason, lambda state: replace(state, challenger=version)
         )
+
+    def route(
+        self,
+        challenger: str | None,
+        *,
+        mode: Mode,
+        share: float = 0.0,
+        slow_seconds: float = 0.25,
+        actor: str,
+        reason: str,
+        expect: Routing | None = None,
+    ) -> Routing:
+        """Let a challenger see traffic: a ``share`` in percent (canary), a copy (shadow), or none.
+
+        It holds as long as the present champion serves. ``expect``: what `routing` gave; `Conflict`
+        if somebody has changed it since. Raises `Invalid` for a mode or share that is none, and
+        `PinnedError` for a canary while the champion is pinned.
+        """
+        if not reason.strip():
+            raise Invalid("say why: an empty reason explains nothing in the journal")
+        if mode not in MODES or (mode == "off") != (challenger is None):
+            raise Invalid(f"{mode!r} with challenger {challenger}: off has none, the others one")
+        if not 0.0 <= share <= 100.0 or (share > 0) != (mode == "canary"):
+            raise Invalid(f"a canary has a share above 0 and up to 100 percent, not {share:g}")
+        if challenger is not None:
+            self.version(challenger)
+        while True:
+            document = self._store.read(ROUTING)
+            before = Routing.parse(document.data, self._store.location) if document else Routing()
+            if expect is not None and before != expect:
+                raise Conflict(
+                    f"the routing was changed by {before.actor or 'nobody'} meanwhile: "
+                    f"{before.mode} of {before.challenger}"
+                )
+            state = self.state()
+            champion = state.champion
+            if mode == "canary" and state.pinned:
+                raise PinnedError(f"{champion} is pinned ({state.pinned.reason}): unpin first")
+            if challenger is not None and champion in (None, challenger):
+                raise Conflict(f"{challenger} needs another champion beside it, not {champion}")
+            after = Routing(
+                before.generation + 1,
+                mode,
+                challenger,
+                champion,
+                share,
+                slow_seconds,
+                actor,
+                reason,
+                _now(),
+            )
+            if self._store.swap(ROUTING, after.as_bytes(), document.token if document else None):
+                row = {"challenger": challenger, "mode": mode, "share": share}
+                self.journal.append("route", actor=actor, reason=reason, champion=champion, **row)
+                for name in self._store.names(TRAFFIC):
+                    self._store.remove(f"{TRAFFIC}/{name}")
+                return after
+
+    def routing(self) -> Routing:
+        """Which traffic a challenger sees now; off where the champion has moved since."""
+        document = self._store.read(ROUTING)
+        if document is None:
+            return Routing()
+        return Routing.parse(document.data, self._store.location).against(self.state().champion)
+
+    def routing_stamp(self) -> object:
+        """A token that changes with every `route`; cheap enough to poll, as `generation` is."""
+        return self._store.stamp(ROUTING)
+
+    def report(self, server: str, traffic: Traffic) -> None:
+        """A server tells what it has counted since the routing's generation began, in total."""
+        if not _NAME.fullmatch(server):
+            raise Invalid(f"{server!r} cannot be a server's name: use letters, digits, . _ -")
+        name = f"{TRAFFIC}/{server}.json"
+        while True:
+            document = self._store.read(name)
+            token = document.token if document else None
+            if self._store.swap(name, seal(traffic.as_dict()), token):
+                return
+
+    def traffic(self, generation: int) -> Traffic:
+        """What all servers have counted for the routing of that generation."""
+        total = Traffic(generation)
+        for name in self._store.names(TRAFFIC):
+            document = self._store.read(f"{TRAFFIC}/{name}")
+            if document is None or not name.endswith(".json"):
+                continue
+            try:
+                found = Traffic.from_dict(unseal(document.data))
+            except (BrokenSeal, KeyError, TypeError) as error:
+                log.error("the report %s is damaged (%s) and is left out", name, error)
+                continue
+            if found.generation == generation:
+                total += found
+        return total
 
     def pin(self, *, actor: str, reason: str) -> State:
         """Freeze what serves: no promotion until `unpin`."""
@@ -347,13 +465,17 @@ class Registry:
         """Undo `pause`."""
         return self._move("resume", actor, reason, lambda state: replace(state, paused=None))
 
-    def serving_at(self, time: str) -> str | None:
-        """The version that served at ``time`` (ISO 8601, UTC), from the journal."""
+    def serving_at(self, time: str | datetime) -> Row | None:
+        """The journal's row of the move by which a version served at that time, if one did.
+
+        Its ``version`` is who served. ``time`` in ISO 8601, in UTC where it names no zone.
+        """
+        when = moment(time) if isinstance(time, str) else time
         serving = None
         for row in self.journal.rows(kinds=("promote", "rollback")):
-            if row.time > time:
+            if moment(row.time) > when:
                 break
-            serving = row.fields.get("version")
+            serving = row
         return serving
 
     # ---------------------------------------------------------------- operators to the daemon
@@ -364,7 +486,7 @@ class Registry:
         for number in range(1000):
             made = Request(f"{when.replace(':', '')}-{number:03d}", kind, actor, reason, when, body)
             if self._store.swap(f"{REQUESTS}/{made.id}.json", seal(asdict(made)), None):
-                self.journal.append("request", actor=actor, reason=reason, request=kind, **body)
+                self.journal.append("request", actor=actor, reason=reason, request=kind, body=body)
                 return made
         raise Conflict("too many requests at once")
 
@@ -396,40 +518,46 @@ class Registry:
         if torn:
             log.warning("a torn journal row was set aside as %s", torn.kept_as)
             self.journal.append("journal-mended", bytes=torn.size, kept_as=torn.kept_as)
-        self._write_row(self.state())
+        state = self.state()
+        try:
+            self._write_row(state)
+        except StorageError as error:
+            log.warning("the row of the last move may be missing: %s", error)
 
     def _move(self, kind: str, actor: str, reason: str, change: Callable[[State], State]) -> State:
         if not reason.strip():
             raise Invalid("say why: an empty reason explains nothing in the journal")
         while True:
             document = self._store.read(STATE)
-            before = _parse(document.data, self._store.location) if document else State()
+            before = self._parsed(document)
             self._write_row(before)
             after = change(before)
-            move = Move(kind, actor, reason, _now(), after.champion, before.champion)
+            for version in (after.champion, after.challenger):
+                if version in before.removed:
+                    raise NotFound(f"{version} is being removed: too old to be kept")
+            last = self._store.last_row()
+            move = Move(kind, actor, reason, _now(), after.champion, before.champion, last)
             swapped = move if after.champion != before.champion else before.champion_move
             generation = before.generation + 1
             after = replace(after, generation=generation, move=move, champion_move=swapped)
             token = document.token if document else None
-            if self._store.swap(
-                STATE, seal({"schema": SCHEMA, **asdict(after)}, indent=True), token
-            ):
+            if self._store.swap(STATE, after.to_bytes(), token):
                 self._write_row(after)
                 return after
 
     def _write_row(self, state: State) -> None:
         """Make sure the journal has the row of the state's last move."""
         move = state.move
-        if move is None:
+        if move is None or move == self._journalled:
             return
         while True:
             last = self._store.last_row()
-            # The newest rows have it as a rule; before it is written, all of them are asked.
-            for since in (max(0, last - 1000), 0):
-                for entry in self._store.rows(since):
-                    if (entry.fields or {}).get("generation") == state.generation:
-                        return
-            row = {
+            if any(
+                (entry.fields or {}).get("generation") == state.generation
+                for entry in self._store.rows(move.after)
+            ):
+                break
+            row: dict[str, Any] = {
                 "time": move.time,
                 "kind": move.kind,
                 "actor": move.actor,
@@ -439,22 +567,33 @@ class Registry:
                 "challenger": state.challenger,
                 "generation": state.generation,
             }
+            if move.kind == "collected":
+                row["versions"] = list(state.removed)
             if self._store.append(lambda seq, row=row: seal({"seq": seq, **row}), after=last):  # type: ignore[misc]
-                return
+                break
             self._store.mend()
+        self._journalled = move
 
-    def _read_manifest(self, id: str) -> Manifest:
-        if not _NAME.fullmatch(id):
-            raise NotFound(f"{id!r} is no version id")
-        name = f"{VERSIONS}/{id}/{MANIFEST}"
-        document = self._store.read(name)
+    def _manifest_document(self, id: str) -> Document:
+        document = self._store.read(f"{VERSIONS}/{id}/{MANIFEST}") if _NAME.fullmatch(id) else None
         if document is None:
             known = ", ".join(self._store.names(VERSIONS)[-5:]) or "none yet"
             raise NotFound(f"there is no version {id} (the newest are: {known})")
+        return document
+
+    def _signed_by(self, id: str, manifest: Document) -> str | None:
+        if self._trust is None:
+            return None
+        signature = self._store.read(f"{VERSIONS}/{id}/{SIGNATURE}")
+        return self.check_signature(id, manifest.data, signature.data if signature else None)
+
+    def _parsed_manifest(self, id: str, document: Document) -> Manifest:
         try:
             return Manifest(**unseal(document.data))
         except (BrokenSeal, ValidationError, TypeError) as error:
-            raise DigestMismatch(f"{id}: {MANIFEST} is damaged: {error}", name) from error
+            raise DigestMismatch(
+                f"{id}: {MANIFEST} is damaged: {error}", f"{VERSIONS}/{id}/{MANIFEST}"
+            ) from error
 
     def _twins(self) -> dict[tuple[str, int], str]:
         return {
@@ -464,12 +603,75 @@ class Registry:
         }
 
     def _next_number(self) -> int:
-        published = [_number(name) for name in self._store.names(VERSIONS)]
-        # A collected version's number is not given out again: its evidence outlives it.
-        published += [_number(name) for name in self._store.names(EVIDENCE)]
-        rows = self.journal.rows(kinds=("published",), limit=1)
-        published += [_number(str(row.fields.get("version"))) for row in rows]
-        return max(published, default=0) + 1
+        # A collected version's number is not given out again: evidence and journal speak of it.
+        taken = [
+            _number(name.removesuffix(".json"))
+            for folder in (VERSIONS, EVIDENCE, COLLECTED)
+            for name in self._store.names(folder)
+        ]
+        return max(taken, default=0) + 1
+
+    def _parsed(self, document: Document | None) -> State:
+        return State.from_bytes(document.data, self._store.location) if document else State()
+
+    def _ancestry(self, id: str) -> Iterator[Manifest]:
+        """The version's manifest, then its parent's, and so on, as far as they are known."""
+        manifest: Manifest | None = self.version(id).manifest
+        while manifest is not None:
+            yield manifest
+            manifest = self._remembered(manifest.parent) if manifest.parent else None
+
+    def _remembered(self, id: str) -> Manifest | None:
+        """The manifest of a version that may be collected, or even unknown."""
+        try:
+            return self.version(id).manifest
+        except RegistryError:
+            document = self._store.read(f"{COLLECTED}/{id}.json")
+        if document is None:
+            return None
+        self._manifests[id] = self._parsed_manifest(id, document)
+        return self._manifests[id]
+
+    def _taken_back(self, id: str, state: State) -> str | None:
+        manifest = self.version(id).manifest
+        for ancestor in self._ancestry(id):
+            if ancestor.version == state.champion:
+                break
+            if ancestor.version in state.withdrawn:
+                return ancestor.version
+        for name in state.withdrawn:
+            other = self._remembered(name)
+            if other is not None and alike(manifest, other):
+                return name
+        return None
+
+    def _tainted(self, since: Stretch | datetime) -> tuple[str, ...]:
+        """Every version that learned from the stretch, or from that time on."""
+        return tuple(
+            version.id
+            for version in self.versions()
+            if (
+                self.learned_from(version.id, (since,))
+                if isinstance(since, Stretch)
+                else any(newest_event(manifest) >= since for manifest in self._ancestry(version.id))
+            )
+        )
+
+    def _last_without(self, state: State, tainted: Collection[str]) -> str:
+        """The latest champion that may serve again; of those before the chain, the newest."""
+        if state.champion not in tainted:
+            raise Conflict(f"{state.champion} has learned nothing of that: nothing to take back")
+        moves = self.journal.rows(kinds=("promote", "rollback"))
+        served = {row.fields.get("version") for row in moves}
+        earlier = [version.id for version in self.versions() if version.id in served]
+        barred = {*tainted, *state.withdrawn}
+        for version in (*reversed(state.chain), *reversed(earlier)):
+            if version not in barred:
+                return version
+        raise Conflict(
+            "every version that ever served has learned from that: name one with --to, or "
+            "retrain with `driftd refresh --without-range`"
+        )
 
 
 def open_registry(where: str | Path | RegistryConfig, *, create: bool = False) -> Registry:
@@ -478,37 +680,38 @@ def open_registry(where: str | Path | RegistryConfig, *, create: bool = False) -
     Raises `NotFound` if there is none, `StorageError` if it cannot be used.
     """
     config = where if isinstance(where, RegistryConfig) else RegistryConfig(path=str(where))
-    root = Path(config.path).expanduser()
-    if not root.is_dir() and not create:
+    store = _store(config)
+    if not create and not store.exists():
         raise NotFound(
-            f"there is no registry at {root}: start the daemon first, or set registry.path"
+            f"there is no registry at {store.location}: start the daemon first, or set "
+            "registry.path"
         )
-    store = LocalStore(root, config.lock_timeout)
+    registry = Registry(store, config)
     if create:
         store.create()
-    registry = Registry(store, config)
+        registry.signer()  # a key that cannot be used is better found now
     registry.mend()
     return registry
 
 
-def _parse(data: bytes, location: str) -> State:
-    try:
-        values = unseal(data)
-        if values.pop("schema") != SCHEMA:
-            raise ValueError("written by a newer driftd")
-        for name in ("pinned", "paused"):
-            values[name] = Control(**values[name]) if values[name] else None
-        for name in ("move", "champion_move"):
-            values[name] = Move(**values[name]) if values.get(name) else None
-        for name in ("chain", "withdrawn"):
-            values[name] = tuple(values[name])
-        return State(**values)
-    except (BrokenSeal, KeyError, TypeError, ValueError) as error:
-        raise Corrupt(
-            f"{location}/{STATE} is damaged ({error}): restore it from a backup, or remove it and "
-            "promote the version that should serve (the journal says which one did)",
-            f"{location}/{STATE}",
-        ) from error
+def _store(config: RegistryConfig) -> Store:
+    if config.path.startswith("s3://"):
+        from .s3 import S3Store
+
+        return S3Store(config.path, config.cache.expanduser(), config.endpoint)
+    return LocalStore(Path(config.path).expanduser(), config.lock_timeout)
+
+
+def check_file(id: str, file: Path, entry: FileEntry) -> None:
+    """Raise `DigestMismatch` unless the file of version ``id`` is what its manifest says."""
+    if not file.is_file() or file.stat().st_size != entry.size:
+        raise DigestMismatch(f"{id}: {file.name} is missing or has another size", file)
+    if sha256(file) != entry.sha256:
+        raise DigestMismatch(
+            f"{id}: {file.name} is not what was published (SHA-256 differs). Restore the version "
+            "from a backup or roll back to another one",
+            file,
+        )
 
 
 def _number(id: str) -> int:

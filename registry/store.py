@@ -23,6 +23,7 @@ from .errors import explained
 from .lock import locked, open_locked, still_named, try_lock
 from .log import Entry, Log, Torn
 
+VERSIONS = "versions"  # folders are published in this one
 READ_ONLY = 0o444  # the kernel takes the umask off
 _FULL_FOLDER = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -65,6 +66,12 @@ class Store(Protocol):
     def writable(self) -> bool:
         """Whether this process may change anything."""
 
+    def exists(self) -> bool:
+        """Whether there is a registry."""
+
+    def create(self) -> None:
+        """Make an empty one, if there is none."""
+
     def read(self, name: str) -> Document | None:
         """The document, or None if there is none."""
 
@@ -79,6 +86,9 @@ class Store(Protocol):
 
     def folder(self, name: str) -> Path | None:
         """A local folder with what was published under ``name``, or None."""
+
+    def refetch(self, name: str, file: str) -> bool:
+        """Get a damaged file of that folder anew; False where the folder is no mere copy."""
 
     def stage(self) -> AbstractContextManager[Stage]:
         """Begin a folder."""
@@ -137,8 +147,10 @@ class LocalStore:
                 return None
             return Document(data, hashlib.sha256(data).hexdigest())
 
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
     def create(self) -> None:
-        """Make the empty folder, if there is none."""
         with explained(self.root):
             make_folder(self.root)
 
@@ -169,6 +181,9 @@ class LocalStore:
     def folder(self, name: str) -> Path | None:
         path = self.root / name
         return path if path.is_dir() else None
+
+    def refetch(self, name: str, file: str) -> bool:
+        return False
 
     @contextmanager
     def stage(self) -> Iterator[Stage]:

@@ -1,5 +1,6 @@
 """What all tests share: the checkout on the path, and one real broker for those that need Kafka."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from tests.fragile import FragileBroker, TcpProxy
+
+# Test files run side by side, a process a core: more threads in each would only wait for another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:

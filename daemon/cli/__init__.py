@@ -5,6 +5,7 @@ options    what commands share: which registry, JSON or tables, who acts and why
 output     tables, times and sparklines
 processes  run, serve, up;  setup  init, check;  status  status
 versions   versions, show, diff;  moves  promote, rollback, pin, pause, refresh;  journal  journal
+keys       verify, keygen;  exchange  export-mlflow, import-mlflow
 
 Nothing of the training extra is imported before a command needs it.
 """

@@ -39,6 +39,7 @@ COMMANDS = {
     "versions": "versions",
     "show": "versions",
     "diff": "versions",
+    "verify": "keys",
     "promote": "moves",
     "rollback": "moves",
     "pin": "moves",
@@ -46,8 +47,12 @@ COMMANDS = {
     "pause": "moves",
     "resume": "moves",
     "refresh": "moves",
+    "quarantine": "moves",
     "journal": "journal",
     "explain": "explain",
+    "keygen": "keys",
+    "export-mlflow": "exchange",
+    "import-mlflow": "exchange",
 }
 
 
@@ -63,7 +68,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"daemon.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(

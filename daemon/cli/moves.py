@@ -9,16 +9,41 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 
-from daemon.cli.options import Target, actor, json_option, reason_option, target_options
-from daemon.cli.output import console, facts, print_json
-from daemon.policy_config import LADDER
-from registry import State
+from daemon.cli.options import (
+    Target,
+    actor,
+    at_time,
+    json_option,
+    reason_option,
+    target_options,
+)
+from daemon.cli.output import console, facts, print_json, table
+from daemon.cli.status import address, ask
+from daemon.policy_config import LADDER, UNTRAINED
+from registry import Invalid, State, Stretch
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _stretch(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Stretch | None:
+    try:
+        return None if value is None else Stretch.parse(value)
+    except Invalid as error:
+        raise click.BadParameter(str(error), ctx, parameter) from error
+
+
+def _stretches(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Stretch, ...]:
+    found = tuple(s for value in values if (s := _stretch(ctx, parameter, value)) is not None)
+    if any(stretch.end is None for stretch in found):
+        raise click.BadParameter("a range needs an end, such as orders:0:1200-1400", ctx, parameter)
+    return found
 
 
 def _order(function: F) -> F:
@@ -52,22 +77,52 @@ def promote(version: str, force: bool, target: Target, reason: str, as_json: boo
 @click.option(
     "--to", "version", metavar="VERSION", help="The version to go back to; else the previous one."
 )
+@click.option(
+    "--before-offset",
+    metavar="TOPIC:PARTITION:OFFSET",
+    callback=_stretch,
+    help="The latest champion that had learned no event from this offset on.",
+)
+@click.option(
+    "--before-time",
+    metavar="TIME",
+    callback=at_time,
+    help="The latest champion that had learned no event from this time on.",
+)
 @_order
-def rollback(version: str | None, target: Target, reason: str, as_json: bool) -> None:
+def rollback(
+    version: str | None,
+    before_offset: Stretch | None,
+    before_time: datetime | None,
+    target: Target,
+    reason: str,
+    as_json: bool,
+) -> None:
     """Take the champion back: the version before it serves again.
 
-    What was taken back is withdrawn: the daemon does not promote it again. A second rollback goes
-    a further step back. Works while pinned.
+    What was taken back is withdrawn, with what lies between: the daemon promotes neither it, nor
+    the same again, nor what was made from it. With --before-offset or --before-time that is every
+    version that had learned from then on. A second rollback goes a further step back. Works while
+    pinned.
 
     \b
     Examples:
       driftd rollback --reason "checkout errors since 14:00"
       driftd rollback --to v0007 --reason "last one before the new catalogue"
+      driftd rollback --before-offset orders:0:120400 --reason "poisoned labels"
+      driftd rollback --before-time 2026-01-31T14:00 --reason "labels are wrong since then"
     """
+    if sum(given is not None for given in (version, before_offset, before_time)) > 1:
+        raise click.UsageError("Give one of --to, --before-offset and --before-time.")
     registry = target.open()
-    before = registry.state().champion
-    state = registry.rollback(to=version, actor=actor(), reason=reason)
-    _answer(state, as_json, f"{state.champion} serves again; {before} is withdrawn.")
+    before = registry.state().withdrawn
+    state = registry.rollback(
+        to=version, before=before_offset or before_time, actor=actor(), reason=reason
+    )
+    gone = [name for name in state.withdrawn if name not in before]
+    verb = "is" if len(gone) == 1 else "are"
+    sentence = f"; {', '.join(gone)} {verb} withdrawn" if gone else ""
+    _answer(state, as_json, f"{state.champion} serves again{sentence}.")
 
 
 @click.command()
@@ -135,6 +190,14 @@ def resume(target: Target, reason: str, as_json: bool) -> None:
 
 @click.command()
 @click.option("--rung", type=click.Choice(LADDER), help="Only this rung; else the policy chooses.")
+@click.option(
+    "--without-range",
+    "without",
+    metavar="TOPIC:PARTITION:START-END",
+    multiple=True,
+    callback=_stretches,
+    help="Offsets never to learn from, END excluded; may be repeated.",
+)
 @click.option("--reason", metavar="TEXT", default="asked for by an operator", show_default=True)
 @click.option(
     "--reproduce",
@@ -144,23 +207,37 @@ def resume(target: Target, reason: str, as_json: bool) -> None:
 @target_options
 @json_option
 def refresh(
-    rung: str | None, reason: str, reproduce: str | None, target: Target, as_json: bool
+    rung: str | None,
+    without: tuple[Stretch, ...],
+    reason: str,
+    reproduce: str | None,
+    target: Target,
+    as_json: bool,
 ) -> None:
     """Ask the daemon to train a challenger now.
 
     The gate decides whether it serves. The request stays until a daemon takes it up. Follow it
     with `driftd journal -f`.
 
+    Events of a --without-range leave the daemon's memory for good. The challenger starts from the
+    newest version that has learned from none of them.
+
     \b
     Examples:
       driftd refresh
       driftd refresh --rung lora --reason "new product lines"
+      driftd refresh --without-range orders:0:120400-121900 --reason "poisoned labels"
       driftd refresh --reproduce v0012
     """
     if reproduce is not None:
+        if rung or without:
+            raise click.UsageError("--reproduce takes the rung and the events from the lineage.")
         _reproduce(reproduce, target, as_json)
         return
-    request = target.open().request("refresh", {"rung": rung}, actor=actor(), reason=reason)
+    if without and rung in UNTRAINED:
+        raise click.UsageError(f"The rung {rung} trains nothing: it cannot leave events out.")
+    body = {"rung": rung, "without": [stretch.as_dict() for stretch in without]}
+    request = target.open().request("refresh", body, actor=actor(), reason=reason)
     if as_json:
         print_json({"id": request.id, "kind": request.kind, **request.body})
     else:
@@ -190,3 +267,55 @@ def _reproduce(version: str, target: Target, as_json: bool) -> None:
     ]
     rows += [(f"{name} differs", f"{then}, now {now}") for name, then, now in found.code]
     console().print(facts(rows))
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["list", "release", "drop"]), default="list")
+@click.argument("case", required=False)
+@click.option("--reason", metavar="TEXT", help="Why; goes to the journal. Not for list.")
+@target_options
+@json_option
+def quarantine(
+    action: str, case: str | None, reason: str | None, target: Target, as_json: bool
+) -> int:
+    """Show, release or drop the labels that are held back.
+
+    A case of q0001 and so on is one labeller, or class, whose labels the guard does not trust.
+    Released labels are learned; dropped ones never are; both judge the labeller anew. The list is
+    the running daemon's: exits with 3 if it does not answer.
+
+    \b
+    Examples:
+      driftd quarantine
+      driftd quarantine release q0002 --reason "the new team's backlog"
+      driftd quarantine drop q0003 --reason "account was stolen"
+    """
+    if action == "list":
+        return _list(target, as_json)
+    if case is None or not (reason or "").strip():
+        raise click.UsageError(f"say which case and why: driftd quarantine {action} q0001 --reason")
+    body = {"action": action, "case": case}
+    request = target.open().request("quarantine", body, actor=actor(), reason=str(reason))
+    if as_json:
+        print_json({"id": request.id, "kind": request.kind, **request.body})
+    else:
+        click.echo(f"Asked to {action} {case}: request {request.id}.")
+    return 0
+
+
+def _list(target: Target, as_json: bool) -> int:
+    url = address(target.config.http)
+    found = ask(url)
+    if found is None:
+        click.echo(f"driftd: no daemon answers at {url}", err=True)
+        return 3
+    cases = found.get("quarantine") or []
+    if as_json:
+        print_json(cases)
+        return 0
+    rows = table("case", "cause", "group", "since event", "held", "why", right=("held",))
+    for one in cases:
+        names = ("case", "cause", "group", "opened_event", "held", "sentence")
+        rows.add_row(*(str(one.get(name)) for name in names))
+    console().print(rows if cases else "Nothing is held back.")
+    return 0

@@ -7,13 +7,14 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from daemon.operating_config import OperatingConfig, load_operating
-from registry import Registry, RegistryConfig, open_registry
+from registry import Invalid, Registry, RegistryConfig, moment, open_registry
 
 DEFAULT_CONFIG = "driftd.yaml"
 
@@ -55,6 +56,14 @@ def reason_option(function: F) -> F:
     return click.option(
         "--reason", metavar="TEXT", callback=check, help="Why; goes to the journal. Required."
     )(function)
+
+
+def at_time(ctx: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """A callback for options that take a moment, UTC where no zone is named."""
+    try:
+        return None if value is None else moment(value)
+    except Invalid as error:
+        raise click.BadParameter(str(error), ctx, parameter) from error
 
 
 @dataclass(frozen=True, slots=True)

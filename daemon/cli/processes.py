@@ -42,7 +42,7 @@ supervised_option = click.option(
 @config_option
 @supervised_option
 def run(config_path: Path) -> None:
-    """Run the daemon: read events, watch for drift, repair the model.
+    """Run the daemon: watch for drift, repair the model.
 
     Ends in order on SIGTERM or Ctrl-C: the trainer is stopped and a checkpoint written. A source
     that ends (a file that is not followed, standard input) ends the daemon too.
@@ -85,7 +85,7 @@ def serve(config_path: Path) -> None:
     set_up(config.log)
     from deploy import server
 
-    server.serve(config.server, config.registry.path)
+    server.serve(config.server, config.registry)
 
 
 @click.command()

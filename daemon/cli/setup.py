@@ -16,6 +16,7 @@ from daemon.config_reading import ConfigError, Problem
 
 if TYPE_CHECKING:
     from daemon.config import Config
+    from registry import RegistryConfig
 
 
 @click.command()
@@ -128,10 +129,13 @@ def _try_out(config: Config) -> list[tuple[str, str]]:
             found += [("source", message) for message in probe(config.source)]
     elif isinstance(config.source, FileSourceConfig) and not config.source.path.is_file():
         found.append(("source.path", f"there is no file {config.source.path}"))
-    for key, folder in (
-        ("registry.path", Path(config.registry.path).expanduser()),
-        ("checkpoint.path", config.checkpoint.path),
-    ):
+    folders = [("checkpoint.path", config.checkpoint.path)]
+    if config.registry.path.startswith("s3://"):
+        found += _unreachable(config.registry)
+        folders.append(("registry.cache", config.registry.cache.expanduser()))
+    else:
+        folders.append(("registry.path", Path(config.registry.path).expanduser()))
+    for key, folder in folders:
         problem = _unwritable(folder)
         if problem:
             found.append((key, problem))
@@ -143,6 +147,18 @@ def _try_out(config: Config) -> list[tuple[str, str]]:
         elif base.startswith((".", "/")) and not Path(base).is_dir():
             found.append(("model.base", f"there is no folder {base}"))
     return found
+
+
+def _unreachable(config: RegistryConfig) -> list[tuple[str, str]]:
+    from registry import NotFound, RegistryError, open_registry
+
+    try:
+        open_registry(config)
+    except NotFound:
+        pass  # the daemon makes it
+    except RegistryError as error:
+        return [("registry.path", str(error))]
+    return []
 
 
 def _unwritable(folder: Path) -> str | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import click
 from rich.text import Text
 
 from daemon.cli.journal import describe
-from daemon.cli.options import Target, json_option, target_options
+from daemon.cli.options import Target, at_time, json_option, target_options
 from daemon.cli.output import ago, clock, console, facts, print_json, short, size, table
 from registry import Registry, State, Version
 
+EVIDENCE_SHOWN = ("decision", "reason", "checks", "version")  # by lines of their own
 ACCURACY = ("accuracy", "validation_accuracy")  # the manifest's metrics to list, by preference
 
 
@@ -36,16 +38,24 @@ def role(state: State, version: str) -> str:
 @click.command()
 @target_options
 @click.option("-n", "--number", type=click.IntRange(min=1), help="Only the newest so many.")
+@click.option("--at", metavar="TIME", callback=at_time, help="Only who served at that time.")
 @json_option
-def versions(target: Target, number: int | None, as_json: bool) -> None:
+def versions(target: Target, number: int | None, at: datetime | None, as_json: bool) -> None:
     """List the versions, oldest first, and who of them serves.
+
+    With --at, the version that served at a past time instead, from the journal. Times are ISO
+    8601, in UTC where they name no zone.
 
     \b
     Examples:
       driftd versions
+      driftd versions --at 2026-01-31T14:00
       driftd versions --registry /var/lib/driftd/registry --json
     """
     registry = target.open()
+    if at is not None:
+        _print_serving(registry, at, as_json)
+        return
     state = registry.state()
     found = registry.versions()
     found = found[-number:] if number else found
@@ -73,6 +83,18 @@ def versions(target: Target, number: int | None, as_json: bool) -> None:
             size(sum(entry.size for entry in manifest.files.values())),
         )
     console().print(listed)
+
+
+def _print_serving(registry: Registry, at: datetime, as_json: bool) -> None:
+    row = registry.serving_at(at)
+    if as_json:
+        print_json({"at": at.isoformat(), **(row.as_dict() if row else {"version": None})})
+    elif row is None:
+        click.echo(f"Nothing served yet at {clock(at.isoformat())} UTC.")
+    else:
+        version, since = row.fields.get("version"), clock(row.time)
+        click.echo(f"{version} served at {clock(at.isoformat())} UTC, since {since}.")
+        console().print(f"  {row.kind}: {describe(row)}", markup=False)
 
 
 def _listed(version: Version, state: State) -> dict[str, Any]:
@@ -175,12 +197,35 @@ def _print_evidence(out: Any, evidence: list[dict[str, Any]]) -> None:
             out.print(f"  {found['reason']}", markup=False)
         checks = found.get("checks") or []
         if checks:
-            rows = table("check", "outcome", "why")
+            rows = table("check", "outcome", "value", "limit", "why", right=("value", "limit"))
             for check in checks:
                 rows.add_row(
-                    str(check.get("name")), str(check.get("outcome")), str(check.get("sentence"))
+                    str(check.get("name")),
+                    str(check.get("outcome")),
+                    short(check.get("value")),
+                    short(check.get("limit")),
+                    str(check.get("sentence")),
                 )
             out.print(rows)
+        for name, value in found.items():
+            if name not in EVIDENCE_SHOWN:
+                _print_evidence_part(out, name, value)
+
+
+def _print_evidence_part(out: Any, name: str, value: Any) -> None:
+    """A part of the evidence: a row, a list of facts, or a table of like things."""
+    if not isinstance(value, dict):
+        out.print(f"  {name}: {short(value)}", markup=False)
+        return
+    inner = [part for part in value.values() if isinstance(part, dict)]
+    if not inner or len(inner) < len(value):
+        _print_mapping(out, name, value)
+        return
+    columns = list(dict.fromkeys(key for part in inner for key in part))
+    rows = table(name, *columns, right=tuple(columns))
+    for key, part in value.items():
+        rows.add_row(str(key), *(short(part.get(column)) for column in columns))
+    out.print(rows)
 
 
 def _print_history(out: Any, registry: Registry, version: str) -> None:
@@ -202,7 +247,9 @@ def _print_history(out: Any, registry: Registry, version: str) -> None:
 @target_options
 @json_option
 def diff(a: str, b: str, target: Target, as_json: bool) -> None:
-    """Show what differs between versions A and B; aliases will do.
+    """Show what differs between versions A and B.
+
+    Aliases will do.
 
     \b
     Examples:

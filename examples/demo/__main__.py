@@ -259,7 +259,11 @@ def narrate(demo: Demo, posts: Stream, bootstrap: str) -> None:
     client.start()
     demo.client = client
     send(demo, posts.events[first.start : first.end], bootstrap, 2000.0)
-    demo.until(lambda s: s["champion"], "the first version", 120)
+    if not demo.until(lambda s: s["champion"], "the first version", LIMIT_SECONDS):
+        raise SystemExit(
+            f"No first version within {LIMIT_SECONDS:.0f} s: is this machine busy with other work? "
+            f"{demo.folder / 'run.log'} says how far the daemon came."
+        )
     demo.until(lambda s: get(demo.server, "/v2/health/ready") is not None, "the server", 30)
     client.going.set()
     demo.judge()

@@ -74,6 +74,8 @@ def _window(name: str) -> str:
 
 _REQUESTS = "rate(driftd_server_requests_total[5m])"
 _FAILURES = 'rate(driftd_server_requests_total{code=~"5..|429"}[5m])'
+#: Reasons not to load a version that say that it is not what its maker published.
+_CHANGED = "digest_mismatch|untrusted"
 _MODEL = "{{ $labels.model }}"
 
 MODEL = (
@@ -133,6 +135,14 @@ MODEL = (
         "info",
         f"The probation of {_MODEL} does not end",
         "For a day, too few labelled events came to compare the champion with the one before.",
+    ),
+    Alert(
+        "DriftdQuarantine",
+        f"max by ({BY}) (driftd_quarantine_cases) > 0",
+        "0m",
+        "warning",
+        f"Labels of {_MODEL} are held back",
+        "{{ $value }} labellers or classes are not trusted; their labels wait for a decision.",
     ),
     Alert(
         "DriftdHeld",
@@ -255,17 +265,17 @@ SERVING = (
     Alert(
         "DriftdDigestMismatch",
         _grown(
-            'driftd_server_load_failures_total{reason="digest_mismatch"}', "1h", f"{BY}, version"
+            f'driftd_server_load_failures_total{{reason=~"{_CHANGED}"}}', "1h", f"{BY}, version"
         ),
         "0m",
         "critical",
         f"Files of {_MODEL} are not what was published",
-        "{{ $labels.version }} is damaged or was changed; servers refuse it.",
+        "{{ $labels.version }} is damaged, was changed or is not signed; servers refuse it.",
     ),
     Alert(
         "DriftdVersionNotLoaded",
         _grown(
-            'driftd_server_load_failures_total{reason!="digest_mismatch"}',
+            f'driftd_server_load_failures_total{{reason!~"{_CHANGED}"}}',
             "15m",
             f"{BY}, version, reason",
         ),

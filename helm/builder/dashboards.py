@@ -496,7 +496,7 @@ SERVING = dashboard(
                         f"sum by (version, reason) ({of('driftd_server_load_failures_total')})"
                     )
                 },
-                "Since the servers started. digest_mismatch: the files are not what was published.",
+                "Since the servers started. digest_mismatch, untrusted: not what was published.",
                 width=12,
             ),
         ],
@@ -550,8 +550,27 @@ LIFE = dashboard(
                 "Since the daemon started: by a failed probation, or by an operator.",
             ),
             graph(
+                "Labels held back",
+                {
+                    "cases": of("driftd_quarantine_cases"),
+                    "events": of("driftd_quarantine_events"),
+                    "since the start, by {{cause}}": of("driftd_quarantined_total"),
+                },
+                "A labeller or class whose labels contradict all others, or a flood of them. "
+                "`driftd quarantine` says which.",
+            ),
+            graph(
+                "Late labels, a minute",
+                {
+                    "answered by the {{answered}}": f"60 * {rate('driftd_late_labels_total')}",
+                },
+                "Labels that came after the answer. Those of an earlier version's answers say "
+                "nothing of the champion.",
+            ),
+            graph(
                 "Trial and probation",
                 {
+                    "canary's share": of("driftd_canary_share"),
                     "on probation": of("driftd_probation"),
                     "paused": of("driftd_paused"),
                     "pinned": of("driftd_pinned"),

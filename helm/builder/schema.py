@@ -17,7 +17,7 @@ JSON = dict[str, Any]
 SECRETS = ("sasl_password",)
 # What the chart sets itself, by the section's model; a second word about it would be lost.
 OWNED = {
-    "RegistryConfig": ("path",),
+    "RegistryConfig": ("path", "signing_key", "trusted_keys"),
     "CheckpointConfig": ("path",),
     "HttpConfig": ("host", "port"),
     "ServerConfig": ("host", "port", "workers", "notice_seconds", "drain_seconds"),
@@ -41,6 +41,7 @@ SPECIAL: dict[str, JSON] = {
         "type": "object",
         "properties": {"imageRegistry": {"type": "string"}, "imagePullSecrets": _NAMES},
     },
+    "signing.publicSecret.keys": {**_NAMES, "minItems": 1},
     "daemon.image.digest": _DIGEST,
     "server.image.digest": _DIGEST,
     "daemon.terminationGracePeriodSeconds": {"type": "integer", "minimum": 30},

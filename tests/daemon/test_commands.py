@@ -9,7 +9,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -221,9 +223,58 @@ def test_a_refresh_is_a_request_that_waits(driftd: Any, registry: Registry, conf
     assert driftd("refresh").code == 0
     asked = driftd("refresh", "--rung", "lora", "--reason", "new lines", "--json").json()
     one, two = registry.requests()
-    assert (one.kind, one.body) == ("refresh", {"rung": None})
-    assert (two.body, two.reason, two.id) == ({"rung": "lora"}, "new lines", asked["id"])
+    assert (one.kind, one.body) == ("refresh", {"rung": None, "without": []})
+    body = {"rung": "lora", "without": []}
+    assert (two.body, two.reason, two.id) == (body, "new lines", asked["id"])
     assert driftd("refresh", "--rung", "huge").code == 2
+
+
+def test_a_case_of_the_quarantine_is_decided_by_request(
+    driftd: Any, registry: Registry, config: Path
+) -> None:
+    assert driftd("quarantine").code == 3  # no daemon answers
+    assert driftd("quarantine", "release", "q0001").code == 2
+    assert driftd("quarantine", "drop", "--reason", "wrong").code == 2
+    asked = driftd("quarantine", "drop", "q0001", "--reason", "stolen account", "--json").json()
+    (one,) = registry.requests()
+    assert (one.kind, one.body) == ("quarantine", {"action": "drop", "case": "q0001"})
+    assert (one.reason, one.id) == ("stolen account", asked["id"])
+
+
+def test_a_rollback_to_before_an_offset_withdraws_all_that_learned_from_it(
+    driftd: Any, registry: Registry, config: Path
+) -> None:
+    driftd("promote", "v0003", "--reason", "x")
+    wrong = driftd("rollback", "--before-offset", "t:0:400", "--reason", "x")
+    assert wrong.code == 1
+    assert "v0003 has learned nothing of that" in wrong.err
+    # v0002 learned from offsets 0 to 199 by itself, v0003 from 0 to 299.
+    result = driftd("rollback", "--before-offset", "t:0:150", "--reason", "poisoned")
+    assert result.out == "v0001 serves again; v0002, v0003 are withdrawn.\n"
+    assert driftd("promote", "v0002", "--reason", "x").code == 1
+    assert driftd("rollback", "--before-offset", "t:0:-", "--reason", "x").code == 2
+    both = driftd("rollback", "--before-offset", "t:0:9", "--to", "v0001", "--reason", "x")
+    assert both.code == 2
+
+
+def test_a_rollback_to_before_a_time(driftd: Any, registry: Registry, config: Path) -> None:
+    made = registry.version("v0002").manifest.created
+    result = driftd("rollback", "--before-time", made, "--reason", "x")
+    assert result.out == "v0001 serves again; v0002, v0003 are withdrawn.\n"
+    assert driftd("rollback", "--before-time", "noon", "--reason", "x").code == 2
+
+
+def test_a_refresh_can_leave_offsets_out(driftd: Any, registry: Registry, config: Path) -> None:
+    arguments = ["refresh", "--without-range", "t:0:5-9", "--without-range", "a:b:1:7-8"]
+    assert driftd(*arguments).code == 0
+    (request,) = registry.requests()
+    assert request.body["without"] == [
+        {"topic": "t", "partition": 0, "start": 5, "end": 9},
+        {"topic": "a:b", "partition": 1, "start": 7, "end": 8},
+    ]
+    for wrong in ("t:0:5", "t:0:9-9", "t:0:9-5", "0:5-9", "t:x:5-9"):
+        assert driftd("refresh", "--without-range", wrong).code == 2, wrong
+    assert driftd("refresh", "--without-range", "t:0:5-9", "--rung", "recall").code == 2
 
 
 # ------------------------------------------------------------------ which registry
@@ -316,6 +367,34 @@ def test_show_has_lineage_digests_evidence_and_history(
         {"topic": "t", "partition": 0, "start": 0, "end": 200}
     ]
     assert found["evidence"][0]["evidence"]["decision"] == "promote"
+
+
+def test_show_prints_all_of_the_evidence(driftd: Any, registry: Registry, config: Path) -> None:
+    registry.attach(
+        "v0001",
+        "gate",
+        {
+            "paired": {"events": 300, "wins": 12, "p": 0.01234},
+            "classes": {"bank card": {"wins": 7, "losses": 3}, "other": {"wins": 5, "losses": 1}},
+            "champion": "v0777",
+            "checks": [{"name": "size", "outcome": "pass", "sentence": "ok", "limit": 0.263}],
+        },
+    )
+    printed = driftd("show", "v0001").out
+    for expected in ("0.01234", "bank card", "losses", "v0777", "0.263"):
+        assert expected in printed, expected
+
+
+def test_who_served_at_a_past_time(driftd: Any, registry: Registry, config: Path) -> None:
+    time.sleep(0.002)  # times in the journal are milliseconds
+    registry.promote("v0003", actor="test", reason="better")
+    last = datetime.fromisoformat(registry.serving_at("9999-01-01").time)
+    assert driftd("versions", "--at", last.isoformat()).out.startswith("v0003 served at")
+    assert driftd("versions", "--at", "2001-01-01").out.startswith("Nothing served yet at")
+    before = (last - timedelta(milliseconds=1)).isoformat()
+    found = driftd("versions", "--at", before, "--json").json()
+    assert (found["version"], found["kind"]) == ("v0002", "promote")
+    assert driftd("versions", "--at", "yesterday").code == 2
 
 
 def test_diff_names_what_differs(driftd: Any, registry: Registry, config: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 
+from daemon.calibration import Calibration
 from daemon.checkpoint import CheckpointError, CheckpointStore
-from daemon.evidence import PairedTest
-from daemon.gate import Trial, artefact_checks
+from daemon.evidence import PairedTest, Tally, log_e_above
+from daemon.gate import Trial, anchor_check, artefact_checks
 from daemon.policy import Attempt, Incident, Situation, choose
 from daemon.policy_config import GateConfig, PolicyConfig
 from daemon.prequential import Prequential
+from daemon.served import Opinion
+from drift import Slices
 
 
 def test_an_equal_challenger_is_rarely_called_better_however_often_one_looks():
@@ -36,26 +42,75 @@ def test_a_better_challenger_is_found():
     assert test.events < 1500
 
 
-def trial(**settings):
-    return Trial("v0002", "head", GateConfig(**settings), ["a", "b"])
+def test_a_gain_of_two_points_is_found_soon():
+    random = np.random.default_rng(7)
+    needed = []
+    for _ in range(100):
+        test = PairedTest(0.05)
+        while test.verdict == "undecided" and test.events < 8000:
+            luck = random.random(50)
+            test.observe((luck < 0.06) | (luck > 0.1), luck > 0.06)
+        assert test.verdict == "better"
+        needed.append(test.events)
+    # A fixed test of 5 % and 80 % power (McNemar's) needs 1,525.
+    assert np.mean(needed) < 1.3 * 1525
+
+
+def test_a_paired_test_goes_on_from_its_state_and_from_an_older_one():
+    test = PairedTest(0.05)
+    test.observe(np.ones(30, bool), np.arange(30) % 3 > 0)
+    again = PairedTest.restored(0.05, test.state())
+    assert again == test
+    older = PairedTest.restored(0.05, test.state()[:5])
+    assert older.events == 30
+    assert older.better < test.better
+
+
+@pytest.mark.parametrize("lowest", [0, -1])
+def test_the_bet_against_a_mean_is_fair_at_the_mean(lowest):
+    """Its expectation over all that can come of few events is 1 at most, there and below."""
+    mean = 0.1
+    plus, minus = (mean, 0.0) if lowest == 0 else (0.3, 0.2)
+    total = 0.0
+    for ups in range(9):
+        for downs in range(9 - ups):
+            zeros = 8 - ups - downs
+            ways = math.factorial(8) / math.prod(map(math.factorial, (ups, downs, zeros)))
+            chance = ways * plus**ups * minus**downs * (1 - plus - minus) ** zeros
+            if chance:
+                total += chance * math.exp(log_e_above(ups, zeros, downs, mean, lowest))
+    assert total == pytest.approx(1.0)
+
+
+def opinion(predicted, confidence=0.9):
+    return Opinion(predicted, np.full(len(predicted), confidence, dtype=np.float32))
+
+
+def trial(slices=None, **settings):
+    config = GateConfig(**settings)
+    return Trial("v0002", "head", config, ["a", "b"], slices=slices)
+
+
+def outcome(gate, name):
+    return next(check.outcome for check in gate.verdict().checks if check.name == name)
 
 
 def test_the_gate_wants_events_before_it_promotes():
     gate = trial(min_events=40)
     truth = np.zeros(20, dtype=np.int64)
-    gate.observe(truth, truth, truth + 1)
+    gate.observe(truth, opinion(truth), opinion(truth + 1))
     assert gate.verdict().decision == "undecided"
-    gate.observe(truth, truth, truth + 1)
+    gate.observe(truth, opinion(truth), opinion(truth + 1))
     assert gate.verdict().decision == "promote"
 
 
 def test_the_gate_rejects_the_worse_and_the_undecided_at_the_deadline():
     truth = np.zeros(60, dtype=np.int64)
     worse = trial()
-    worse.observe(truth, truth + 1, truth)
+    worse.observe(truth, opinion(truth + 1), opinion(truth))
     assert worse.verdict().decision == "reject"
     late = trial(min_events=50, max_events=60)
-    late.observe(truth, truth, truth)
+    late.observe(truth, opinion(truth), opinion(truth))
     verdict = late.verdict()
     assert verdict.decision == "reject"
     assert "deadline" in verdict.reason
@@ -63,11 +118,129 @@ def test_the_gate_rejects_the_worse_and_the_undecided_at_the_deadline():
 
 def test_no_class_is_given_up_for_the_average():
     gate = trial(negative_flips=1.0)
-    gate.observe(np.zeros(300, np.int64), np.zeros(300, np.int64), np.ones(300, np.int64))
-    gate.observe(np.ones(40, np.int64), np.zeros(40, np.int64), np.ones(40, np.int64))
+    zeros, ones = np.zeros(300, np.int64), np.ones(300, np.int64)
+    gate.observe(zeros, opinion(zeros), opinion(ones))
+    gate.observe(ones[:40], opinion(zeros[:40]), opinion(ones[:40]))
     verdict = gate.verdict()
     assert verdict.decision == "reject"
     assert "'b'" in verdict.reason
+
+
+def test_no_slice_is_given_up_for_the_average():
+    colour = np.array(["red"] * 250 + ["blue"] * 50, dtype=object)
+    table = {"colour": colour, "size": np.arange(300.0) % 7}
+    gate = trial(Slices.fit(table), negative_flips=1.0)
+    truth = np.arange(300) % 2
+    red = colour == "red"
+    gate.observe(
+        truth, opinion(np.where(red, truth, 1 - truth)), opinion(np.where(red, 1 - truth, truth)),
+        table,
+    )  # fmt: skip
+    verdict = gate.verdict()
+    assert verdict.decision == "reject"
+    assert "'colour blue'" in verdict.reason
+    assert "size" not in verdict.reason
+    # Only the features that were declared are looked at.
+    declared = trial(Slices.fit(table, ["size"]))
+    declared.observe(truth, opinion(truth), opinion(truth), table)
+    assert all(name.startswith("size") for name in declared.as_dict()["slices"])
+
+
+def test_few_unlucky_events_fail_no_check():
+    """One class, one slice, two events, both of them lost: no evidence yet."""
+    truth = np.zeros(2, dtype=np.int64)
+    table = {"colour": np.array(["red", "red"], dtype=object)}
+    gate = trial(Slices.fit({"colour": np.array(["red"] * 30, dtype=object)}))
+    gate.observe(truth, opinion(truth + 1, 1.0), opinion(truth, 1.0), table)
+    assert {check.outcome for check in gate.verdict().checks} == {"pass", "open"}
+
+
+def test_equal_challengers_hardly_ever_fail_a_check():
+    """Champion and challenger differ by chance: on a fifth of the events, each way alike."""
+    random = np.random.default_rng(11)
+    failed = 0
+    for _ in range(60):
+        gate = trial(max_events=10_000, negative_flips=0.1)
+        for _ in range(20):
+            truth, luck = random.integers(0, 2, 100), random.random(100)
+            ours, theirs = luck > 0.15, (luck > 0.25) | (luck < 0.1)
+            gate.observe(
+                truth, opinion(np.where(ours, truth, 1 - truth)),
+                opinion(np.where(theirs, truth, 1 - truth)),
+            )  # fmt: skip
+            verdict = gate.verdict()
+            if any(c.outcome == "fail" for c in verdict.checks if c.name != "paired"):
+                failed += 1
+                break
+    # Three checks at 5 % each would be 9; the bounds are far wider than that.
+    assert failed <= 4
+
+
+def test_flips_are_kept_in_their_budget():
+    truth = np.zeros(400, dtype=np.int64)
+    luck = np.arange(400) % 10
+    gate = trial(negative_flips=0.1)
+    gate.observe(truth, opinion((luck < 3).astype(np.int64)), opinion((luck > 5).astype(np.int64)))
+    assert outcome(gate, "negative_flips") == "fail"
+    within = trial(negative_flips=0.4)
+    within.observe(truth, opinion((luck < 3) * 1), opinion((luck > 5) * 1))
+    assert outcome(within, "negative_flips") == "pass"
+
+
+def test_forgetting_the_anchor_is_shown_not_guessed():
+    config = GateConfig(forgetting=20.0)
+    kept = Tally()
+    kept.observe(np.arange(200) % 10 > 1, np.ones(200, bool))
+    assert anchor_check(kept, config).outcome == "pass"
+    lost = Tally()
+    lost.observe(np.arange(200) % 10 > 4, np.ones(200, bool))
+    assert anchor_check(lost, config).outcome == "fail"
+    few = Tally()
+    few.observe(np.zeros(2, bool), np.ones(2, bool))
+    assert anchor_check(few, config).outcome == "pass"
+
+
+def test_a_boasting_challenger_is_rejected():
+    random = np.random.default_rng(2)
+    truth = np.zeros(2000, dtype=np.int64)
+    wrong = (random.random(2000) < 0.25).astype(np.int64)
+    gate = trial()
+    gate.observe(truth, opinion(wrong, 0.99), opinion(wrong, 0.75))
+    assert outcome(gate, "calibration") == "fail"
+    honest = trial()
+    honest.observe(truth, opinion(wrong, 0.77), opinion(wrong, 0.75))
+    assert outcome(honest, "calibration") == "pass"
+
+
+def test_the_calibration_bounds_hold_at_every_look():
+    random = np.random.default_rng(4)
+    missed = 0
+    for _ in range(200):
+        measured = Calibration()
+        for _ in range(30):
+            confidence = random.uniform(0.5, 1.0, 40)
+            right = random.random(40) < confidence - 0.1  # the true error is 0.1
+            measured.observe(confidence, right)
+            if not measured.least(0.05) <= 0.1 <= measured.most(0.05):
+                missed += 1
+                break
+    assert missed <= 20
+    assert measured.most(0.05) < 0.2
+    again = Calibration.restored(measured.state())
+    assert (again.error, again.least(0.1)) == (measured.error, measured.least(0.1))
+
+
+def test_a_trial_goes_on_after_a_restart():
+    table = {"size": np.arange(100.0)}
+    gate = trial(Slices.fit(table))
+    truth = np.arange(100) % 2
+    gate.observe(truth, opinion(truth), opinion(1 - truth, 0.6), table)
+    values = json.loads(json.dumps(gate.values()))
+    again = Trial.restored(gate.config, gate.labels, values, gate.arrays())
+    assert again.as_dict() == gate.as_dict()
+    for one in (gate, again):
+        one.observe(truth, opinion(1 - truth), opinion(truth), table)
+    assert again.as_dict() == gate.as_dict()
 
 
 def test_the_file_itself_must_be_small_and_true():

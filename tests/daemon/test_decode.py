@@ -439,3 +439,20 @@ def test_features_under_other_names() -> None:
     event = {"order": {"total": 9}, "from": "SE", "returning": False}
     batch, _ = decoder.decode(records(orjson.dumps(event)))
     assert batch.inputs[0].tolist() == (9.0, 0.0, "SE")
+
+
+def test_who_labelled_is_read_and_never_a_reason_to_refuse() -> None:
+    decoder = text_decoder(labeller="by.name")
+    batch, rejected = decoder.decode(
+        records(
+            json(text="a", by={"name": "ann"}),
+            json(text="b", by={"name": 7}),
+            json(text="c", by=None),
+            json(text="d"),
+        )
+    )
+    assert not rejected
+    assert batch.labellers is not None
+    assert batch.labellers.tolist() == ["ann", "7", None, None]
+    assert batch.take(np.array([1])).labellers.tolist() == ["7"]
+    assert text_decoder().decode(records(json(text="a")))[0].labellers is None

@@ -13,11 +13,17 @@ from daemon.checkpoint import CheckpointStore
 from daemon.cli.app import run
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, open_dead_letters
+from daemon.events import EventBatch
+from daemon.guard import Finding
 from daemon.loop import Loop
+from daemon.policy import Attempt, Incident
+from daemon.policy_config import CanaryConfig
 from daemon.reproduce import CannotReproduce, reproduce
+from daemon.served import Opinion
 from daemon.sources import open_source
+from daemon.state import State
 from daemon.trainer import Trainer
-from registry import open_registry
+from registry import Counts, ManifestDraft, Stretch, Traffic, Withdrawn, open_registry
 
 TURN = 1500
 
@@ -282,6 +288,70 @@ def test_operators_are_obeyed(config):
     loop.close("the test is over")
 
 
+def test_a_poisoned_stretch_is_forgotten_for_good(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.incident or loop.state.events < 700:
+        loop.step()
+    memory = loop.state.memory
+    kept = memory.recent(10_000)
+    topic, start, end = str(kept.topics[0]), int(kept.offsets[100]), int(kept.offsets[200])
+    stretch = {"topic": topic, "partition": 0, "start": start, "end": end}
+    # v0001 learned from it, and so did whatever was made from v0001.
+    assert loop.registry.learned_from("v0001", [Stretch(**stretch)])
+    held = len(loop.registry.versions())
+    loop.registry.request("refresh", {"without": [stretch]}, actor="test", reason="poisoned")
+    while len(loop.registry.versions()) == held:
+        loop.step()
+    rows = {row.kind: row.fields for row in loop.registry.journal.rows()}
+    assert rows["excluded"]["forgotten"] == 100
+    assert rows["refresh-started"]["rung"] == "head"
+    made = loop.registry.versions()[-1].manifest
+    assert made.parent is None
+    assert made.lineage["excluded"] == [stretch]
+    assert made.lineage["examples"] > 200
+    assert not loop.registry.learned_from(made.version, [Stretch(**stretch)])
+    # A restart remembers it, and an old event that is read again is not taken in.
+    loop.checkpoint()
+    loop.close("the test is over")
+    again = make_loop(config)
+    again.start()
+    assert again.state.memory.excluded == ((topic, 0, start, end),)
+    before = len(again.state.memory)
+    again.state.memory.add(kept.take(np.arange(100, 200)), again.champion.encoder)
+    assert len(again.state.memory) == before
+    again.close("the test is over")
+
+
+def test_what_an_operator_took_back_is_neither_recalled_nor_promoted_again(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.events < 600:
+        loop.step()
+    bad = loop.registry.version("v0001")
+    folder = loop.registry.path("v0001")
+    # The same files under another number: as a second training on the same events would give.
+    source = config.checkpoint.path / "again"
+    source.mkdir()
+    for name in bad.manifest.files:
+        (source / name).write_bytes((folder / name).read_bytes())
+    draft = ManifestDraft(**bad.manifest.model_dump(include=set(ManifestDraft.model_fields)))
+    again = loop.registry.publish(source, draft, actor="test").id
+    (source / "note").write_text("another")
+    other = draft.model_copy(update={"lineage": {}, "parent": None})
+    good = loop.registry.publish(source, other, actor="test").id
+    loop.registry.promote(good, actor="test", reason="a start")
+    loop.registry.promote("v0001", actor="test", reason="a mistake")
+    loop.registry.rollback(actor="test", reason="poisoned")
+    loop.step()
+    assert loop.champion.version == good
+    assert loop.registry.taken_back(again) == "v0001"
+    assert loop.repair._archived(loop.champion) == []
+    with pytest.raises(Withdrawn, match="the same as, v0001"):
+        loop.registry.promote(again, actor="driftd", reason="looks better")
+    loop.close("the test is over")
+
+
 def test_reading_pauses_while_dead_letters_cannot_be_delivered(config, monkeypatch):
     loop = make_loop(config)
     loop.start()
@@ -322,3 +392,218 @@ def test_a_version_is_made_again_from_its_lineage_while_its_events_are_kept(
     written.write_text(config.model_dump_json(exclude_none=True))
     assert run(["refresh", "--reproduce", first, "-c", str(written)]) == 1
     assert "no longer in memory" in capsys.readouterr().err
+
+
+def batch_of(loop, numbers, labels):
+    """Events of the table by number, all alike but for their ids, with labels or None."""
+    n = len(numbers)
+    inputs = np.zeros(n, dtype=[("a", "<f8"), ("b", "<f8")])
+    inputs["a"] = 2.0
+    texts = np.empty(n, dtype=object)
+    texts[:] = labels
+    return EventBatch(
+        ids=np.array([f"late{i}" for i in numbers], dtype=object),
+        times=np.full(n, time.time()),
+        inputs=inputs,
+        labels=texts,
+        topics=np.array(["t"] * n, dtype=object),
+        partitions=np.zeros(n, dtype=np.int32),
+        offsets=np.array(numbers, dtype=np.int64),
+    )
+
+
+class AlwaysNo:
+    """A yardstick that answers "no", which is right below."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def predict(self, inputs, embeddings, encoder):
+        return Opinion(np.full(len(inputs), self.number), np.ones(len(inputs), np.float32))
+
+
+def twin_of(loop, version, tmp_path):
+    """The same model again, published under a new name."""
+    folder = tmp_path / "twin"
+    folder.mkdir()
+    for file in loop.registry.path(version).iterdir():
+        if file.name != "manifest.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    manifest = loop.registry.version(version).manifest
+    draft = ManifestDraft.model_validate(
+        {name: getattr(manifest, name) for name in ManifestDraft.model_fields}
+    )
+    return loop.registry.publish(folder, draft, actor="test").id
+
+
+def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    first = loop.champion.version
+    none = [None] * 60
+    loop.take_in(batch_of(loop, range(60), none))
+    assert len(loop.state.awaiting) == 60
+
+    # The same model again, under a new name: on probation against the first.
+    twin = twin_of(loop, first, tmp_path)
+    loop.registry.promote(twin, actor="test", reason="a twin")
+    loop.follow()
+    assert loop.state.probation.previous == first
+    loop.repair.yardstick = AlwaysNo(loop.state.classes.add("no"))
+
+    # All that the first version answered was wrong, as it now turns out.
+    loop.take_in(batch_of(loop, range(60), ["no"] * 60))
+    record = loop.state.records
+    assert (record[first].labelled, record[first].right) == (60, 0)
+    assert loop.state.probation.test.events == 0
+    assert loop.state.prequential.labelled == 0
+    assert not loop.repair._judge_probation()
+
+    # And now what the twin answered: it is taken back within the batch that shows it.
+    loop.take_in(batch_of(loop, range(100, 160), none))
+    restored = State(config)
+    loop.checkpoint()
+    restored.restore(loop.checkpoints.load())
+    assert len(restored.awaiting) == 60
+    assert restored.records == record
+    loop.take_in(batch_of(loop, range(100, 160), ["no"] * 60))
+    assert (record[twin].labelled, record[twin].right) == (60, 0)
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    loop.follow()
+    assert loop.champion.version == first
+    late = 'driftd_late_labels_total{answered="%s",model="model"} 60.0'
+    exposition = loop.metrics.exposition().decode()
+    assert late % "champion" in exposition
+    assert late % "earlier" in exposition
+    loop.close("the test is over")
+
+
+def test_an_operator_decides_about_labels_that_are_held(config):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    finding = Finding("labeller", "dan", "always wrong")
+    for number, action in ((1, "release"), (2, "drop")):
+        case = loop.state.quarantine.open(finding, loop.state.events, loop.champion.encoder)
+        held = loop.state.memory.take_out(loop.state.memory.recent(20).ids)
+        case.hold(held, 100)
+        known = loop.state.memory.labelled
+        body = {"action": action, "case": f"q000{number}"}
+        loop.registry.request("quarantine", body, actor="test", reason="looked at")
+        assert loop.status()["quarantine"][0]["held"] == 20
+        loop._serve_requests()
+        assert loop.state.quarantine.cases == {}
+        assert loop.registry.requests() == []
+        assert loop.state.memory.labelled - known == (20 if action == "release" else 0)
+    kinds = [row.kind for row in loop.registry.journal.rows()]
+    assert [kind for kind in kinds if kind.startswith("quarantine-")] == [
+        "quarantine-released",
+        "quarantine-dropped",
+    ]
+    loop.close("the test is over")
+
+
+def test_what_passed_the_gate_climbs_a_canary_and_is_promoted_after_it(config, tmp_path):
+    gate = config.gate.model_copy(update={"canary": CanaryConfig(steps=(10, 50))})
+    loop = make_loop(config.model_copy(update={"gate": gate}))
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    first, registry = loop.champion.version, loop.registry
+    twin = twin_of(loop, first, tmp_path)
+    now = loop.state.events
+    loop.state.incident = Incident(
+        id="i0009", cause="operator", kind="request", opened_event=now, onset_event=now,
+        since_event=now, reference_accuracy=1.0, only="head", attempts=[Attempt("head", now)],
+    )  # fmt: skip
+    loop.repair._begin_trial(twin, "head", loop.champion)
+    loop.state.trial.test.observe(np.ones(60, bool), np.zeros(60, bool))
+
+    def turn():
+        loop.repair.advance(loop.champion, paused=False, pinned=False)
+        loop.follow()
+
+    def report(errors):
+        counts = Counts(3000, errors, 0), Counts(27_000, 0, 0)
+        registry.report("server", Traffic(registry.routing().generation, *counts))
+
+    turn()
+    assert (registry.routing().challenger, registry.routing().share) == (twin, 10)
+    assert loop.status()["state"] == "canary"
+    turn()  # nothing is known of it yet
+    assert registry.routing().share == 10
+    report(errors=0)
+    turn()
+    assert registry.routing().share == 50
+
+    # A restart from the checkpoint: the step begins anew, under a routing of its own.
+    loop.checkpoint()
+    before = registry.routing().generation
+    again = make_loop(loop.config)
+    again.start()
+    assert again.state.canary.share == registry.routing().share == 50
+    assert again.state.canary.generation == registry.routing().generation > before
+    again.source.close()
+    loop.state.canary.generation = registry.routing().generation
+
+    report(errors=0)
+    turn()
+    assert loop.champion.version == twin
+    assert registry.routing().mode == "off"
+    assert loop.state.canary is None
+    kinds = [row.kind for row in registry.journal.rows() if row.kind.startswith("canary")]
+    assert kinds == ["canary-step", "canary-step", "canary-passed"]
+    assert "canary" in [found["name"] for found in registry.evidence(twin)]
+    loop.close("the test is over")
+
+
+def test_a_canary_that_fails_requests_goes_back(config, tmp_path):
+    gate = config.gate.model_copy(update={"canary": CanaryConfig(steps=(10, 50))})
+    loop = make_loop(config.model_copy(update={"gate": gate}))
+    loop.start()
+    while loop.champion is None:
+        loop.step()
+    first, registry = loop.champion.version, loop.registry
+    twin = twin_of(loop, first, tmp_path)
+    loop.repair.request("head", "a try")
+    loop.state.incident.attempts.append(Attempt("head", loop.state.events))
+    loop.repair._begin_trial(twin, "head", loop.champion)
+    loop.state.trial.test.observe(np.ones(60, bool), np.zeros(60, bool))
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    counts = Counts(300, 90, 0), Counts(2700, 0, 0)
+    registry.report("server", Traffic(registry.routing().generation, *counts))
+    loop.repair.advance(loop.champion, paused=False, pinned=False)
+    loop.follow()
+    assert loop.champion.version == first
+    assert registry.routing().mode == "off"
+    assert loop.state.trial is None
+    assert twin in loop.state.failed
+    back = next(iter(registry.journal.rows(kinds=("canary-back",))))
+    assert "errors" in back.fields["reason"]
+    loop.close("the test is over")
+
+
+def test_a_champion_that_is_back_knows_what_was_normal_for_it(config, tmp_path):
+    loop = make_loop(config)
+    loop.start()
+    while not loop.state.watch.armed:
+        loop.step()
+    first, normal = loop.champion.version, loop.state.watch.reference_accuracy
+    twin = twin_of(loop, first, tmp_path)
+    loop.registry.promote(twin, actor="test", reason="a try")
+    loop.follow()
+    assert not loop.state.watch.armed
+    loop.checkpoint()
+    restored = State(config)
+    restored.restore(loop.checkpoints.load())
+    assert restored.former[0] == first
+    assert len(restored.former[1]) == len(loop.state.former[1])
+    loop.registry.rollback(actor="test", reason="no good", withdraw=False)
+    loop.follow()
+    assert loop.champion.version == first
+    assert loop.state.watch.armed
+    assert loop.state.watch.reference_accuracy == normal
+    loop.close("the test is over")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from river import drift as river
 
 from drift import DriftConfig, Monitors
+from drift.budget import RESERVE
 from drift.concept.adwin import ADWIN
 from drift.concept.ddm import DDM
 from drift.concept.hddm_w import HDDMW
@@ -150,8 +151,8 @@ def test_at_river_s_settings_the_others_have_the_budget_to_themselves(world: Any
         thresholds.append(error_rate.threshold)
         assert isinstance(adwin.evidence["setting"], dict)
         deltas.append(adwin.evidence["setting"]["delta"])
-    assert thresholds[0] == pytest.approx(np.log(60_001))
-    assert thresholds[1] == pytest.approx(np.log(20_001))
+    assert thresholds[0] == pytest.approx(np.log1p(RESERVE * 60_000))
+    assert thresholds[1] == pytest.approx(np.log1p(RESERVE * 20_000))
     assert deltas[1] == 0.002 != deltas[0]
 
 

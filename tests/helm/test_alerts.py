@@ -94,6 +94,9 @@ CASES = {
     "DriftdProbationLong": Case(
         "25h", {"driftd_probation": "1x1500"}, {"driftd_probation": "1x1000 0x6 1x493"}
     ),
+    "DriftdQuarantine": Case(
+        "10m", {"driftd_quarantine_cases": "0x5 1x5"}, {"driftd_quarantine_cases": "1x5 0x5"}
+    ),
     "DriftdHeld": Case(
         "25h",
         {"driftd_paused": "1x1500", "driftd_pinned": "0x1500"},

@@ -236,6 +236,27 @@ def test_the_configuration_is_one_that_driftd_accepts(manifests: Manifests, tmp_
     assert (config.http.host, config.server.host) == ("0.0.0.0", "0.0.0.0")
 
 
+def test_keys_come_from_secrets_and_servers_see_no_private_one(render: Render) -> None:
+    signing = {"privateSecret": {"name": "mine"}, "publicSecret": {"name": "ours", "keys": ["a"]}}
+    for mode in ("together", "apart"):
+        rendered = render({"mode": mode, "config": {"source": SOURCE}, "signing": signing})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+        daemon, server = (
+            yaml.safe_load(data[f"{n}.yaml"])["registry"] for n in ("driftd", "server")
+        )
+        assert daemon["signing_key"] == "/etc/driftd/signing/key"
+        assert "signing_key" not in server
+        assert daemon["trusted_keys"] == server["trusted_keys"] == ["/etc/driftd/trusted/a"]
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            secrets = {
+                v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v
+            }
+            for container in spec["containers"]:
+                mounted = {mount["name"] for mount in container["volumeMounts"]} & set(secrets)
+                named = {"ours", "mine"} if container["name"] == "daemon" else {"ours"}
+                assert {secrets[name] for name in mounted} == named
+
+
 def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: Path) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
@@ -422,7 +443,10 @@ def test_compose_runs_a_configuration_that_driftd_accepts(compose: dict[str, Any
 def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> None:
     (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
-    for part, wanted in (("server", "/source"), ("daemon", '"/source[daemon]"')):
+    for part, wanted in (
+        ("server", '"/source[signing,s3]"'),
+        ("daemon", '"/source[daemon,signing,s3]"'),
+    ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()
         assert f"USER {user}:{user}" in text
         installs = re.findall(r"pip install [^\n]*?(\S*/source\S*)", text)

@@ -112,42 +112,41 @@ def test_every_part_counts_towards_the_bytes() -> None:
         texts = np.array(["\u4e2d" * 5_000] * 10, dtype=object)
         memory.add(events(names(first, 10), [i % 3 for i in range(10)], first, texts), "v1")
         if first == 100:
-            memory.anchor()
+            memory.set_anchor(since=0, seed=0)
         assert memory.size_bytes <= limit
     sizes = memory.sizes()
-    assert 5 <= sizes["anchors"] <= 10  # of 10 kB each, in a tenth
+    assert 5 <= sizes["anchor"] <= 10  # of 10 kB each, in a tenth
     assert 20 <= sizes["replay"] <= 26  # in a quarter
     assert np.bincount(memory._replay.labels).min() >= 6
     assert sizes["recent"] > 50
 
 
-def test_anchors_are_held_out_events_of_the_first_training_and_stay() -> None:
-    config = MemoryConfig(recent=400, replay=60, anchors=30)
+def test_the_anchor_stays_whatever_comes_and_is_never_learned() -> None:
+    config = MemoryConfig(recent=400, replay=60, anchor=30)
     memory = filled(config, 300)
-    memory.anchor()
-    anchors = memory.anchors
-    assert len(anchors) == 30
-    assert memory.held_out(anchors.ids).all()
-    assert np.bincount(anchors.labels).tolist() == [10, 10, 10]
+    memory.set_anchor(since=0, seed=0)
+    anchor = memory.anchor
+    assert len(anchor) == 30
+    assert memory.held_out(anchor.ids).all()
+    assert np.bincount(anchor.labels).tolist() == [10, 10, 10]
     for first in range(300, 3000, 50):
         memory.add(events(names(first, 50), [i % 3 for i in range(50)], first), "v1")
-    memory.anchor()
-    assert_same(memory.anchors, anchors)
+    assert_same(memory.anchor, anchor)
     learned = memory.training_set(since=0, replay=5000, replay_weight=1.0, seed=0)
-    assert not set(learned.ids) & set(anchors.ids)
+    assert not set(learned.ids) & set(anchor.ids)
     again = Memory(config)
     again.restore(load(save(memory.state())))
-    assert_same(again.anchors, anchors)
+    assert_same(again.anchor, anchor)
 
 
-def test_an_anchor_whose_label_is_put_right_keeps_the_newest() -> None:
+def test_an_anchored_event_whose_label_is_put_right_keeps_the_newest() -> None:
     memory = filled(MemoryConfig(recent=400), 300)
-    memory.anchor()
-    name = str(memory.anchors.ids[0])
+    memory.set_anchor(since=0, seed=0)
+    name = str(memory.anchor.ids[0])
     memory.add(events([name], [7], first=300), "v2")
-    assert memory.anchors.labels[0] == 7
-    assert memory.anchors.embeddings is not None
-    assert np.isnan(memory.anchors.embeddings).all()
+    assert memory.anchor.labels[0] == 7
+    assert memory.anchor.embeddings is not None
+    assert np.isnan(memory.anchor.embeddings).all()
 
 
 def test_replay_is_balanced_over_the_classes() -> None:
@@ -283,3 +282,40 @@ def test_embeddings_made_elsewhere_are_kept() -> None:
     assert np.isfinite(memory.recent(100).embeddings).all()
     replayed = memory.training_set(since=150, replay=60, replay_weight=0.1, seed=0)
     assert np.isfinite(replayed.embeddings).all()
+
+
+def test_the_anchor_is_held_out_balanced_and_kept_for_good() -> None:
+    memory = Memory(MemoryConfig(recent=400, anchor=20))
+    memory.add(events([f"e{i}" for i in range(300)], [int(i % 10 == 0) for i in range(300)]), "v1")
+    memory.set_anchor(since=0, seed=0)
+    anchor = memory.anchor
+    assert memory.held_out(anchor.ids).all()
+    counts = np.bincount(anchor.labels, minlength=2)
+    assert counts.sum() == 20
+    assert counts[1] > 300 * 0.2 * 0.1 / 2  # evenly, it would be 2 of 20
+    memory.add(events([f"n{i}" for i in range(900)], [0] * 900, first=300), "v1")
+    again = Memory(memory.config)
+    again.restore(memory.state())
+    assert again.anchor.ids.tolist() == anchor.ids.tolist()
+    assert memory.sizes()["anchor"] == 20
+    again.set_anchor(since=300, seed=0)
+    assert set(again.anchor.labels.tolist()) == {0}
+    assert not set(again.anchor.ids) & set(anchor.ids)
+
+
+def test_excluded_events_are_forgotten_and_never_taken_in_again() -> None:
+    memory = filled(MemoryConfig(recent=100, replay=60, holdout=0.2), 300)
+    assert memory.exclude([("t", 0, 120, 260), ("t", 1, 0, 300), ("other", 0, 0, 300)]) > 40
+    kept = np.concatenate([memory._recent.offsets, memory._replay.offsets])
+    assert len(kept)
+    assert not ((kept >= 120) & (kept < 260)).any()
+    assert memory.sizes()["held_out"] == int(memory.held_out(memory._recent.ids).sum())
+    again = Memory(memory.config)
+    again.restore(load(save(memory.state())))
+    for one in (memory, again):
+        before = len(one)
+        one.add(events(names(250, 10), first=250), "e")
+        assert len(one) == before
+        one.add(events(names(300, 10), first=300), "e")
+        assert len(one) >= before
+        assert 309 in one.recent(10).offsets

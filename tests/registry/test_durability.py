@@ -1,8 +1,5 @@
-"""What a registry promises while things break: races, crashes, decay."""
+"""What a registry promises while things break: crashes, decay. Races are in test_strain.py."""
 
-import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,27 +8,6 @@ import pytest
 from registry import Corrupt, DigestMismatch, Registry, open_registry
 
 Publish = Callable[..., str]
-ROOT = Path(__file__).resolve().parents[2]
-
-RACER = """
-import sys, time
-from pathlib import Path
-from registry import Conflict, open_registry
-where, flags, me, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-registry = open_registry(where)
-for number in range(rounds):
-    champion = registry.state().champion
-    (flags / f"{number}-{me}").touch()
-    while not all((flags / f"{number}-{other}").exists() for other in range(4)):
-        time.sleep(0.0005)
-    version = f"v{2 + 2 * me + number % 2:04d}"
-    try:
-        registry.promote(version, actor=str(me), reason="race", expect_champion=champion)
-        print(number, flush=True)
-    except Conflict:
-        pass
-    registry.journal.append("note", racer=me)
-"""
 
 
 def fresh(registry: Registry) -> Registry:
@@ -45,40 +21,6 @@ def root(registry: Registry) -> Path:
 def promote(registry: Registry, *versions: str) -> None:
     for version in versions:
         registry.promote(version, actor="test", reason="because")
-
-
-def test_one_of_four_racing_processes_wins_each_round(
-    registry: Registry, publish: Publish, tmp_path: Path
-) -> None:
-    for _ in range(9):
-        publish()
-    promote(registry, "v0001")
-    before = len(list(registry.journal.rows()))
-    flags = tmp_path / "flags"
-    flags.mkdir()
-    rounds = 20
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(root(registry)), str(flags), str(me), str(rounds)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for me in range(4)
-    ]
-    won = []
-    for racer in racers:
-        out, _ = racer.communicate(timeout=60)
-        assert racer.returncode == 0
-        won += [int(line) for line in out.split()]
-    assert sorted(won) == list(range(rounds))
-    rows = list(registry.journal.rows())
-    assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
-    assert len(rows) == before + rounds + 4 * rounds
-    moves = [row.fields for row in rows if row.kind == "promote"]
-    assert [move["generation"] for move in moves] == list(range(1, rounds + 2))
-    for earlier, later in itertools.pairwise(moves):
-        assert later["previous"] == earlier["version"]
 
 
 @pytest.mark.parametrize("reopen", [True, False])

@@ -71,6 +71,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $tls) -}}
 {{- end -}}
+{{- if .Values.signing.privateSecret.name -}}
+{{- $_ := set $ours.registry "signing_key" "/etc/driftd/signing/key" -}}
+{{- end -}}
+{{- if .Values.signing.publicSecret.name -}}
+{{- $keys := list -}}
+{{- range .Values.signing.publicSecret.keys -}}{{- $keys = append $keys (printf "/etc/driftd/trusted/%s" .) -}}{{- end -}}
+{{- $_ := set $ours.registry "trusted_keys" $keys -}}
+{{- end -}}
 {{- $defaults := dict
   "name" $name
   "log" (dict "format" "json")
@@ -84,6 +92,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* Of it what the server reads, so that it is not restarted by a change of anything else. */}}
 {{- define "driftd.serverConfig" -}}
 {{- $config := include "driftd.config" . | fromYaml -}}
+{{- $_ := unset $config.registry "signing_key" -}}
 {{- toYaml (pick $config "registry" "server" "http" "log") -}}
 {{- end }}
 

@@ -75,6 +75,12 @@ volumeMounts:
   {{- if .Values.kafka.tlsSecret.name }}
   - {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
   {{- end }}
+  {{- if .Values.signing.privateSecret.name }}
+  - {name: signing, mountPath: /etc/driftd/signing, readOnly: true}
+  {{- end }}
+  {{- if .Values.signing.publicSecret.name }}
+  - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
+  {{- end }}
   {{- with .Values.daemon.volumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -119,6 +125,9 @@ volumeMounts:
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
   {{- end }}
+  {{- if .Values.signing.publicSecret.name }}
+  - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
+  {{- end }}
 {{- end }}
 
 {{- define "driftd.serverGrace" -}}
@@ -132,4 +141,20 @@ volumeMounts:
   emptyDir: {sizeLimit: 256Mi}
 - name: registry
   persistentVolumeClaim: {claimName: {{ include "driftd.registryClaim" . }}}
+{{ include "driftd.trustedVolume" . }}
+{{- end }}
+
+{{- define "driftd.trustedVolume" -}}
+{{- with .Values.signing.publicSecret -}}
+{{- if .name -}}
+- name: trusted
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0444
+    items:
+      {{- range .keys }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+{{- end -}}
+{{- end -}}
 {{- end }}
