@@ -273,7 +273,8 @@ def test_a_trainer_over_its_memory_limit_fails_and_says_what_to_do(
 ) -> None:
     trainer = Trainer(tmp_path / "jobs", TrainerConfig(memory_mb=900, nice=0))
     job = make("lora", champion, batch=4000)
-    texts = np.full(4000, "w1 " * 150, dtype=object)
+    # All different, as equal ones would be merged before the training.
+    texts = np.array(["w1 " * 150 + str(i) for i in range(4000)], dtype=object)
     job.write(trainer.folder_of(job), examples(4000, texts=texts))
     trainer.start(job)
     result = wait_for_result(trainer)
