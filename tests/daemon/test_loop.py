@@ -392,6 +392,7 @@ def test_a_version_is_made_again_from_its_lineage_while_its_events_are_kept(
     written.write_text(config.model_dump_json(exclude_none=True))
     assert run(["refresh", "--reproduce", first, "-c", str(written)]) == 1
     assert "no longer in memory" in capsys.readouterr().err
+    assert run(["refresh", "--reproduce", first, "--rung", "head", "-c", str(written)]) == 2
 
 
 def batch_of(loop, numbers, labels):
