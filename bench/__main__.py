@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="under a minute, on less; nothing is written"
     )
+    parser.add_argument(
+        "--only", metavar="PART", help="one part of a benchmark that has some; the others stay"
+    )
     options = parser.parse_args()
     if options.name is None:
         for name in names():
@@ -36,10 +39,18 @@ def main() -> None:
             print(f"{name:10} {words.splitlines()[0] if words else ''}")
         return
     began = time.monotonic()
-    rows: list[Row] = list(importlib.import_module(f"bench.{options.name}").rows(options.quick))
+    module = importlib.import_module(f"bench.{options.name}")
+    make = module.rows
+    if options.only is not None:
+        parts = getattr(module, "PARTS", {})
+        if options.only not in parts:
+            parser.error(f"{options.name} has the parts: {', '.join(parts) or 'none'}")
+        make = parts[options.only]
+    rows: list[Row] = list(make(options.quick))
     show(options.name, rows)
     if not options.quick:
-        print(f"written: {save(options.name, rows, time.monotonic() - began).name}")
+        written = save(options.name, rows, time.monotonic() - began, part=options.only)
+        print(f"written: {written.name}")
 
 
 if __name__ == "__main__":

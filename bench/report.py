@@ -84,18 +84,29 @@ def shown(value: float | int | str | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def save(name: str, rows: Sequence[Row], seconds: float) -> Path:
-    """Write ``results/NAME.json``: the rows, and what they were measured with."""
+def save(name: str, rows: Sequence[Row], seconds: float, part: str | None = None) -> Path:
+    """Write ``results/NAME.json``: the rows, and what they were measured with.
+
+    With ``part``, whose figures begin with its name and a colon, the rows of other parts stay,
+    and ``parts`` says when and with what each was measured.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    body = {
+    body: dict[str, Any] = {
         "bench": name,
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(seconds),
         "machine": machine(),
         "versions": versions(),
-        "rows": [asdict(r) for r in rows],
     }
+    kept: list[dict[str, Any]] = []
+    if part is not None:
+        before = json.loads(path.read_text()) if path.exists() else {}
+        made = {key: body[key] for key in ("date", "seconds", "versions")}
+        kept = [r for r in before.get("rows", []) if not r["figure"].startswith(f"{part}:")]
+        body["parts"] = {**before.get("parts", {}), part: made}
+        body["seconds"] = sum(one["seconds"] for one in body["parts"].values())
+    body["rows"] = [*kept, *(asdict(r) for r in rows)]
     path.write_text(json.dumps(body, indent=1) + "\n")
     return path
 

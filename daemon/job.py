@@ -29,6 +29,7 @@ PROGRESS = "progress.jsonl"
 RESULT = "result.json"
 VERSION = "version"
 LOG = "trainer.log"
+TRAINING = "training.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class Job:
     ``labels`` are the new version's classes, in order; the examples' labels index into them.
     ``parent`` is the folder of the version to start from, None for the very first one.
     ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
-    config sections as plain values. ``excluded`` are the offset ranges that the examples leave
-    out, for the lineage.
+    config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that suffices;
+    examples of an arrival before ``onset`` are replayed. ``excluded`` are the offset ranges that
+    the examples leave out, for the lineage.
     """
 
     id: str
@@ -53,6 +55,8 @@ class Job:
     model: dict[str, Any]
     learn: dict[str, Any]
     candidates: list[tuple[str, str]] = field(default_factory=list)
+    target: float | None = None
+    onset: int = 0
     excluded: list[dict[str, Any]] = field(default_factory=list)
 
     def write(

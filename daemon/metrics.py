@@ -110,6 +110,9 @@ class Metrics:
             "Validation loss minus training loss; healthy: below 0.2.",
             "strategy",
         )
+        self.training_stopped = self._counter(
+            "training_stopped", "Trainings that ended before their last round.", "strategy", "why"
+        )
         # Decisions.
         self.verdicts = self._counter("gate_verdicts", "The gate's verdicts.", "verdict", "rung")
         self.trial_events = self._gauge("trial_events", "Unseen events judged in the open trial.")

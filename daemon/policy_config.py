@@ -12,7 +12,22 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Rung = Literal["recall", "online", "head", "partial", "lora", "full"]
+Trained = Literal[
+    "head", "partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"
+]
+Rung = Literal[
+    "recall",
+    "online",
+    "head",
+    "partial",
+    "progressive",
+    "ia3",
+    "lora",
+    "adapter",
+    "prefix",
+    "prompt",
+    "full",
+]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 #: These put forward what is there already: they cannot leave a part of it out.
 UNTRAINED: frozenset[Rung] = frozenset({"recall", "online"})
@@ -35,7 +50,7 @@ class BootstrapConfig(Section):
         description="Labelled events to gather before the first model is trained and served. Too"
         " few give a weak start; the drift reference is taken from the same events.",
     )
-    strategy: Literal["head", "partial", "lora", "full"] = Field(
+    strategy: Trained = Field(
         default="head",
         description="How the first version is trained. A head on a pretrained encoder is ready in"
         " seconds and is a fair start for every later rung.",
@@ -46,10 +61,11 @@ class PolicyConfig(Section):
     """Which repair is tried after an alarm, and how much repairing is allowed."""
 
     rungs: tuple[Rung, ...] = Field(
-        default=LADDER,
+        default=("recall", "online", "head", "partial", "lora", "full"),
         min_length=1,
         description="The rungs of the ladder that may be used, cheapest first. Leave one out and"
-        " the policy climbs past it.",
+        " the policy climbs past it. Those that are out by default repair no more than their"
+        " neighbours, but may be asked for with `driftd refresh --rung`.",
     )
     online_head: bool = Field(
         default=True,
@@ -69,7 +85,7 @@ class PolicyConfig(Section):
         " regime is not yet in the data.",
     )
     min_labelled_by_rung: dict[Rung, int] = Field(
-        default={"recall": 20, "partial": 300, "lora": 300, "full": 1000},
+        default={"recall": 20, "partial": 300, "progressive": 300, "lora": 300, "full": 1000},
         description="Labelled events that a rung needs where `min_labelled` does not fit it: the"
         " more weights move, the more examples must hold them, and a recall moves none.",
     )

@@ -450,6 +450,8 @@ class Repair:
                     else []
                 )
             ],
+            target=self._target(incident),
+            onset=incident.onset_event,
             excluded=[stretch.as_dict() for stretch in self._excluded()],
         )
         given = None
@@ -475,6 +477,12 @@ class Repair:
             excluded=job.excluded,
             candidates=[version for version, _ in job.candidates],
         )
+
+    def _target(self, incident: Incident) -> float | None:
+        """The accuracy at which the damage counts as repaired; none where there was no damage."""
+        if incident.cause != "drift":
+            return None
+        return incident.reference_accuracy - self.config.policy.tolerance_points / 100
 
     def _recall_at_once(self, incident: Incident, champion: Served, reason: str) -> bool:
         """Try the archived versions on embeddings at hand; False if one has another encoder."""
@@ -640,6 +648,9 @@ class Repair:
         attempt.seconds, attempt.cpu_seconds = result.seconds, result.cpu_seconds
         attempt.parameters = result.parameters_touched
         self.metrics.refreshes(job.strategy, result.outcome).inc()
+        if result.stopped is not None:
+            why = result.stopped.partition(":")[0]
+            self.metrics.training_stopped(job.strategy, why).inc()
         self.journal.write(
             "refresh-finished",
             incident=incident.id,

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from daemon.job import LOG, Job, Progress, Result
+from daemon.job import LOG, TRAINING, Job, Progress, Result
 from daemon.policy_config import TrainerConfig
 
 log = logging.getLogger("driftd.trainer")
@@ -37,6 +37,7 @@ class Trainer:
         self._process: subprocess.Popen[bytes] | None = None
         self._progress: Progress | None = None
         self._started = 0.0
+        self._resumed = False
         # Whatever lies there belonged to a daemon that is gone: its jobs are started anew.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -56,6 +57,13 @@ class Trainer:
         if self.running:
             raise RuntimeError("the trainer is busy; a job is started when the last one is done")
         folder = self.folder_of(job)
+        self._launch(job, folder)
+        self.job, self.job_folder = job, folder
+        self._progress = Progress(folder)
+        self._started = time.monotonic()
+        self._resumed = False
+
+    def _launch(self, job: Job, folder: Path) -> None:
         environment = dict(os.environ)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(job.threads)
@@ -73,13 +81,10 @@ class Trainer:
         ]
         if self.config.memory_mb:
             command += ["--memory-mb", str(self.config.memory_mb)]
-        with open(folder / LOG, "wb") as output:
+        with open(folder / LOG, "ab") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
             )
-        self.job, self.job_folder = job, folder
-        self._progress = Progress(folder)
-        self._started = time.monotonic()
 
     def folder_of(self, job: Job) -> Path:
         """Where the job's files go."""
@@ -102,8 +107,23 @@ class Trainer:
         try:
             found = Result.read(self.job_folder)
         except FileNotFoundError:
+            if self._resume():
+                return None
             return self._failed(_why(self._process.returncode, self.job_folder / LOG))
         return replace(found, seconds=round(self.seconds, 3))
+
+    def _resume(self) -> bool:
+        """Go on, once, with a job whose process died after a whole round of training."""
+        assert self.job is not None
+        assert self.job_folder is not None
+        assert self._process is not None
+        if self._resumed or not (self.job_folder / TRAINING).exists():
+            return False
+        log.warning("%s", _why(self._process.returncode, self.job_folder / LOG))
+        log.warning("training goes on after its last whole round")
+        self._resumed = True
+        self._launch(self.job, self.job_folder)
+        return True
 
     def done(self) -> None:
         """The result was used: remove the job's files and be free for the next."""

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from daemon.job import EMBEDDED, PROGRESS, VERSION, Job, Result, read_examples
+from daemon.job import EMBEDDED, PROGRESS, TRAINING, VERSION, Job, Result, read_examples
 from deploy.measure import measure
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import (
@@ -39,8 +39,9 @@ from deploy.preprocess import (
     TextPreprocessor,
     load_preprocessor,
 )
-from deploy.session import Session
+from deploy.session import MODEL_FILE, Session
 from learn.config import LearnConfig, ModelConfig
+from learn.curation import curate
 from learn.examples import Examples
 from learn.head import Head
 from learn.strategy import Start, Update
@@ -55,6 +56,8 @@ PR_SET_PDEATHSIG = 1
 VALIDATION_SHARE = 0.15
 MEASURED_EVENTS = 256
 FP32 = "model.fp32.onnx"
+# Neither torch nor the loader of shared libraries has an exception of its own for it.
+OUT_OF_MEMORY = ("allocate memory", "failed to map segment", "CUDA out of memory")
 # What a version with its parent's encoder need not measure again.
 INHERITED = (
     "size_ratio",
@@ -80,11 +83,11 @@ def main() -> int:
     folder: Path = arguments.folder
     try:
         result = run(folder)
-    except MemoryError:
-        result = Result("failed", "out of memory: raise trainer.memory_mb or use a lower rung")
     except Exception as error:
         log.exception("the refresh failed")
-        result = Result("failed", f"{type(error).__name__}: {error}")
+        full = isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+        reason = "out of memory: raise trainer.memory_mb or use a lower rung" if full else ""
+        result = Result("failed", reason or f"{type(error).__name__}: {error}")
     usage = resource.getrusage(resource.RUSAGE_SELF)
     spent = asdict(result) | {
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
@@ -103,6 +106,8 @@ def run(folder: Path) -> Result:
     if not len(examples):
         return Result("failed", "no labelled examples to learn from")
     out = folder / VERSION
+    # What a run that was cut off left; its training goes on from its last round all the same.
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     if job.parent is None:
         begin(job, examples, out)
@@ -130,7 +135,6 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
     """The very first version: base model, preprocessing and graphs, with an empty head."""
     import torch
 
-    from deploy.export import export_onnx, quantize_int8
     from learn.model import create_model
 
     torch.manual_seed(job.seed)  # a table's encoder begins at random
@@ -139,9 +143,15 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
     preprocess.save(out)
     model = create_model(config, job.labels, preprocess, job.seed)
     model.save(out)
+    _export(out, model, preprocess)
+
+
+def _export(out: Path, model: Model, preprocess: Any) -> None:
+    from deploy.export import export_onnx, quantize_int8
+
     fp32 = out.parent / FP32
     export_onnx(model.module, preprocess.sample(2).feeds(), fp32)
-    quantize_int8(fp32, out / "model.int8.onnx")
+    quantize_int8(fp32, out / MODEL_FILE)
 
 
 def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor:
@@ -172,6 +182,16 @@ def refresh(
         examples = _embedded(examples, session, out.parent)
     learned, validation = split(examples, job.seed)
     learn = LearnConfig(**job.learn)
+    curated: dict[str, int] = {}
+    if not given:
+        learned, curated = curate(
+            learned,
+            len(job.labels),
+            learn.curation,
+            learn.l2,
+            job.seed,
+            lambda some: _embedded(some, session),
+        )
     if given:
         encoder = {name: array for name, array in given.items() if not name.startswith("head.")}
         update = Update(
@@ -184,16 +204,21 @@ def refresh(
             Start(
                 labels=job.labels,
                 head=_grown(session, job.labels),
-                load=lambda: _load(parent, preprocess, job.labels),
+                load=lambda: _load(parent, preprocess, job.labels, learn.training.device),
                 seed=job.seed,
                 threads=job.threads,
                 cpu_seconds=job.cpu_seconds,
+                held=_held(examples, session, job.onset),
+                target=job.target,
+                keep=out.parent / TRAINING,
             ),
             learned,
             validation,
             report,
         )
     _write_version(job, update, parent, out)
+    if update.parts:
+        _export(out, _load(out, preprocess, job.labels, "cpu"), preprocess)
     served = Session.open(out, threads=job.threads)
     sample = validation if len(validation) else learned
     sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))
@@ -215,10 +240,14 @@ def refresh(
             "seed": job.seed,
             "code_version": code_version(),
             "trained_on": examples.lineage(),
+            "target": job.target,
+            "onset": job.onset,
             "newest_event": datetime.fromtimestamp(examples.times.max(), UTC).isoformat(),
             "excluded": job.excluded,
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
+            "stopped": update.stopped,
+            "curation": curated,
             "strategy_settings": job.learn,
             "labels_added": [name for name in job.labels if name not in session.labels],
         },
@@ -250,12 +279,17 @@ def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
     weight, bias = update.head
     save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
     description = json.loads((parent / "model.json").read_text()) | {"labels": job.labels}
+    if update.parts:
+        description["parts"] = update.parts
     (out / "model.json").write_text(json.dumps(description, indent=1))
-    graph = out / "model.int8.onnx"
+    graph = out / MODEL_FILE
     if update.encoder:
         delta = out / "delta.safetensors"
         before = load_file(parent / delta.name) if (parent / delta.name).exists() else {}
         save_file({**before, **update.encoder}, delta)
+    if update.parts:
+        pass  # another architecture: no weights fit the parent's graph
+    elif update.encoder:
         patch_weights(
             parent / graph.name,
             {**update.encoder, "head.weight": weight, "head.bias": bias},
@@ -266,8 +300,9 @@ def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
     if update.adapter:
         save_file(update.adapter, out / "adapter.safetensors")
     # Only what the update did not write: a link is the parent's own file, never to be written to.
+    own = RESERVED | {graph.name}
     for file in parent.iterdir():
-        if file.name not in RESERVED and not (out / file.name).exists():
+        if file.name not in own and not (out / file.name).exists():
             _link(file, out / file.name)
 
 
@@ -288,7 +323,7 @@ def _measured(
             metrics = {"size_ratio": served.size_bytes / size, "fp32_size_bytes": size}
         else:
             metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
-        model = _load(out, preprocess, job.labels)
+        model = _load(out, preprocess, job.labels, "cpu")
         metrics |= measure(served, model, sample.inputs, sample.labels)
     elif fp32.exists():
         metrics = dict(measure(served, fp32, sample.inputs, sample.labels))
@@ -308,10 +343,14 @@ def _inherited(parent: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: found[name] for name in names if name in found}
 
 
-def _load(folder: Path, preprocess: Any, labels: list[str]) -> Model:
+def _load(folder: Path, preprocess: Any, labels: list[str], device: str) -> Model:
+    import torch
+
     from learn.model import load_model
 
-    model = load_model(folder, preprocess, "cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(folder, preprocess, device)
     model.grow(labels)
     return model
 
@@ -325,10 +364,16 @@ def _grown(session: Session, labels: list[str]) -> Head:
     )
 
 
-def _embedded(examples: Examples, session: Session, folder: Path) -> Examples:
+def _held(examples: Examples, session: Session, onset: int) -> tuple[int, ...]:
+    """Places of the parent's labels of which nothing came since the onset."""
+    fresh = set(examples.labels[examples.arrivals >= onset].tolist())
+    return tuple(place for place in range(len(session.labels)) if place not in fresh)
+
+
+def _embedded(examples: Examples, session: Session, folder: Path | None = None) -> Examples:
     """The examples with this encoder's embeddings, computed only where they are missing.
 
-    What was computed is left in ``folder``, so that the daemon need not ask for it again.
+    What was computed is left in ``folder``, if given, so that the daemon need not ask for it again.
     """
     found = examples.embeddings
     width = session.head.weight.shape[0]
@@ -338,8 +383,9 @@ def _embedded(examples: Examples, session: Session, folder: Path) -> Examples:
     if len(missing):
         found = found.copy()
         found[missing] = session.predict(examples.inputs[missing]).embeddings
-        computed = examples.with_embeddings(found).take(missing)
-        save_file(computed.to_arrays(), folder / EMBEDDED)
+        if folder is not None:
+            computed = examples.with_embeddings(found).take(missing)
+            save_file(computed.to_arrays(), folder / EMBEDDED)
     return examples.with_embeddings(found)
 
 

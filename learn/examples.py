@@ -53,6 +53,10 @@ class Examples:
         """The same events with other labels."""
         return replace(self, labels=labels.astype(np.int64))
 
+    def with_inputs(self, inputs: NDArray[np.generic]) -> Examples:
+        """The same events with these inputs, [n]."""
+        return replace(self, inputs=inputs)
+
     def with_embeddings(self, embeddings: NDArray[np.float32] | None) -> Examples:
         """The same events with these embeddings, float32 [n, d]."""
         return replace(self, embeddings=embeddings)

@@ -91,19 +91,20 @@ def fit_softmax(
     l2: float,
     start: Head | None = None,
     *,
-    pull: float = 0.0,
+    pull: float | FloatArray = 0.0,
     iterations: int = 200,
 ) -> Head:
     """The head that minimises the weighted log loss plus a penalty, by L-BFGS.
 
-    Minimises ``sum_i w_i * nll_i + l2/2 |W|^2 + pull/2 |W - W_start|^2``. Both penalties are in
+    Minimises ``sum_i w_i * nll_i + l2/2 |W|^2 + pull/2 |W - W_start|^2`` (the last as L2-SP, Li et
+    al. 2018). Both penalties are in
     units of examples, so one value fits small and large sets alike: the evidence of an example
     grows the sum, the prior stays. The bias is pulled but not shrunk.
 
     embeddings: float32 [n, d]. labels: int64 [n] in ``[0, classes)``. weights: float32 [n] >= 0,
-    or None for ones. start: where the search begins (grown to ``classes``), and what ``pull``
-    holds on to. Raises ValueError for no examples, for labels out of range, for values that are
-    not finite, and for ``pull`` without ``start``.
+    or None for ones. start: where the search begins (grown to ``classes``), and what ``pull``, one
+    for all classes or float32 [k], holds on to. Raises ValueError for no examples, for labels out
+    of range, for values that are not finite, and for ``pull`` without ``start``.
     """
     n, d = embeddings.shape
     if n == 0:
@@ -114,7 +115,8 @@ def fit_softmax(
         )
     if not np.isfinite(embeddings).all():
         raise ValueError("the embeddings hold values that are not finite")
-    if pull > 0 and start is None:
+    held = bool(np.any(np.asarray(pull) > 0))
+    if held and start is None:
         raise ValueError("pull > 0 needs the head to pull towards: pass start")
     example_weights = np.ones(n, np.float32) if weights is None else weights.astype(np.float32)
     if not np.isfinite(example_weights).all() or (example_weights < 0).any():
@@ -137,10 +139,11 @@ def fit_softmax(
         residual *= example_weights[:, None]
         grad_w = (x.T @ residual).astype(np.float64) + l2 * w
         grad_b = residual.sum(axis=0, dtype=np.float64)
-        if pull > 0:
-            value += 0.5 * pull * float(np.vdot(w - w0, w - w0) + np.vdot(b - b0, b - b0))
-            grad_w += pull * (w - w0)
-            grad_b += pull * (b - b0)
+        if held:
+            away = pull * (w - w0), pull * (b - b0)
+            value += 0.5 * float(np.vdot(away[0], w - w0) + np.vdot(away[1], b - b0))
+            grad_w += away[0]
+            grad_b += away[1]
         return value, np.concatenate([grad_w.ravel(), grad_b])
 
     # Float32 noise in the value is about 1e-7 of it; asking for more only burns line searches.

@@ -1,14 +1,17 @@
-"""What may be learned from: the recent window, a replay reservoir, and a held-out split.
+"""What may be learned from: the recent window, a replay reservoir, and two parts that only judge.
 
-Bounded in events and bytes. Membership of the held-out split is a hash of the event's id, so that
-no restart and no second reading can move an event from judging to training.
+The held-out split is a hash of the event's id, so that no restart and no second reading can move
+an event from judging to training. The anchor is held-out events of the first training, kept for
+good: it shows what has been forgotten since. All parts are bounded in events and bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,9 @@ from learn.config import MemoryConfig
 from learn.examples import Arrays, Examples
 
 _HASHES = float(2**64)
+_MOST = 10.0
+# Of memory.max_bytes.
+_SHARES = {"recent": 0.65, "replay": 0.25, "anchor": 0.1}
 
 #: Topic, partition, first offset, and the first offset that no longer belongs to it.
 Range = tuple[str, int, int, int]
@@ -35,8 +41,7 @@ class Memory:
         self.excluded: tuple[Range, ...] = ()
         self._recent = Examples.empty()
         self._replay = Examples.empty()
-        #: Held-out events of the first training, even over the classes: what not to forget.
-        self.anchor = Examples.empty()
+        self._anchor = Examples.empty()
         self._pending: list[Examples] = []
         self._pending_rows = 0
         self._judging: NDArray[np.bool_] | None = None
@@ -56,8 +61,20 @@ class Memory:
             "recent": len(self._recent) + self._pending_rows,
             "held_out": int(self._judges().sum()),
             "replay": len(self._replay),
-            "anchor": len(self.anchor),
+            "anchor": len(self._anchor),
         }
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the kept events take, by `memory.max_bytes`'s measure."""
+        self._settle()
+        return sum(int(_sizes(part).sum()) for part in (self._recent, self._replay, self._anchor))
+
+    @property
+    def anchor(self) -> Examples:
+        """Held-out events of the first training, even over the classes: what not to forget."""
+        self._settle()
+        return self._anchor
 
     def held_out(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
         """Bool [n]: which of the events, by id (object [n] of str), only ever judge."""
@@ -84,7 +101,7 @@ class Memory:
             self.encoder = encoder
             self._recent = self._recent.with_embeddings(_none(len(self._recent), examples))
             self._replay = self._replay.with_embeddings(_none(len(self._replay), examples))
-            self.anchor = self.anchor.with_embeddings(_none(len(self.anchor), examples))
+            self._anchor = self._anchor.with_embeddings(_none(len(self._anchor), examples))
         self._pending.append(examples)
         self._pending_rows += len(examples)
         if self._pending_rows > self.config.recent // 2:
@@ -96,6 +113,7 @@ class Memory:
         self.excluded = tuple(sorted({*self.excluded, *ranges}))
         self._recent = self._recent.take(~self._barred(self._recent))
         self._replay = self._replay.take(~self._barred(self._replay))
+        self._anchor = self._anchor.take(~self._barred(self._anchor))
         self._judging = None
         return before - len(self)
 
@@ -114,7 +132,7 @@ class Memory:
         row = {event_id: position for position, event_id in enumerate(ids)}
         self._recent = _adopted(self._recent, row, embeddings)
         self._replay = _adopted(self._replay, row, embeddings)
-        self.anchor = _adopted(self.anchor, row, embeddings)
+        self._anchor = _adopted(self._anchor, row, embeddings)
 
     def take_out(self, ids: NDArray[np.object_]) -> Examples:
         """Forget the events of these ids, but for the anchor; what there was of them."""
@@ -149,14 +167,34 @@ class Memory:
     def training_set(self, since: int, replay: int, replay_weight: float, seed: int) -> Examples:
         """Events from arrival ``since`` on at weight 1, and a sample of older ones for replay.
 
-        The replay is drawn evenly from the classes, at ``replay_weight`` an event.
+        The replay is drawn evenly from the classes, at ``replay_weight`` an event. A class of which
+        nothing came since is known from its replay alone: that has the weight, all together, of
+        what came of another class, at most ten an event.
         """
         fresh = self.recent(self.config.recent, since, training=True)
         older = self._recent.take((self._recent.arrivals < since) & ~self._judges())
         pool = Examples.concatenate([self._replay, older])
         chosen = pool.take(_balanced(pool.labels, replay, seed))
-        weights = np.full(len(chosen), replay_weight, dtype=np.float32)
+        weights = replay_weights(chosen.labels, fresh.labels, replay_weight)
         return Examples.concatenate([chosen.weighted(weights), fresh])
+
+    def at(self, ranges: Iterable[Mapping[str, Any]]) -> Examples:
+        """The training events that lay in these ranges of `Examples.lineage`, in order of arrival.
+
+        Those that are no longer in memory are left out.
+        """
+        self._settle()
+        pool = Examples.concatenate([self._replay, self._recent.take(~self._judges())])
+        wanted = np.zeros(len(pool), dtype=np.bool_)
+        for place in ranges:
+            wanted |= (
+                (pool.topics == place["topic"])
+                & (pool.partitions == place["partition"])
+                & (pool.offsets >= place["start"])
+                & (pool.offsets < place["end"])
+            )
+        found = pool.take(wanted)
+        return found.take(np.argsort(found.arrivals, kind="stable"))
 
     def unseen(self, since: int, cutoff: int, limit: int) -> Examples:
         """Events that a challenger trained up to arrival ``cutoff`` has not learned from.
@@ -174,7 +212,9 @@ class Memory:
         """Make the held-out events from arrival ``since`` on the anchor, even over the classes."""
         self._settle()
         held = self._recent.take(self._judges() & (self._recent.arrivals >= since))
-        self.anchor = held.take(_balanced(held.labels, self.config.anchor, seed))
+        chosen = held.take(_balanced(held.labels, self.config.anchor, seed))
+        fitting = _fitting(chosen, int(_SHARES["anchor"] * self.config.max_bytes))
+        self._anchor = chosen.take(np.arange(len(chosen) - fitting, len(chosen)))
 
     def class_counts(self) -> dict[int, int]:
         """Training events by class number."""
@@ -192,7 +232,7 @@ class Memory:
         name = np.frombuffer(self.encoder.encode(), dtype=np.uint8)
         excluded = np.frombuffer(json.dumps(self.excluded).encode(), dtype=np.uint8)
         parts: Arrays = {"encoder": name, "excluded": excluded}
-        kept = {"recent": self._recent, "replay": self._replay, "anchor": self.anchor}
+        kept = {"recent": self._recent, "replay": self._replay, "anchor": self._anchor}
         for prefix, part in kept.items():
             if len(part):
                 parts |= {f"{prefix}/{k}": a for k, a in part.to_arrays().items()}
@@ -206,7 +246,7 @@ class Memory:
         self._pending, self._pending_rows = [], 0
         self._recent, self._judging = _part("recent/", state), None
         self._replay = _part("replay/", state)
-        self.anchor = _part("anchor/", state)
+        self._anchor = _part("anchor/", state)
 
     def _barred(self, examples: Examples) -> NDArray[np.bool_]:
         """Bool [n]: which of the examples lie in an excluded range."""
@@ -220,6 +260,7 @@ class Memory:
         """Work the pending events in: newest label wins, then the bounds."""
         if not self._pending:
             return
+        self._relabel_anchor()
         together = Examples.concatenate([self._recent, *self._pending])
         self._pending, self._pending_rows = [], 0
         last = {event_id: position for position, event_id in enumerate(together.ids)}
@@ -228,7 +269,8 @@ class Memory:
             self._replay = self._replay.take(~stale)
         if len(last) < len(together):
             together = together.take(np.array(sorted(last.values())))
-        keep = min(self.config.recent, _fitting(together, self.config.max_bytes))
+        limit = int(_SHARES["recent"] * self.config.max_bytes)
+        keep = min(self.config.recent, _fitting(together, limit))
         start = max(0, len(together) - keep)
         aged, self._recent = (
             together.take(np.arange(start)),
@@ -237,6 +279,18 @@ class Memory:
         self._judging = None
         if len(aged) and self.config.replay:
             self._age(aged)
+
+    def _relabel_anchor(self) -> None:
+        if not len(self._anchor):
+            return
+        newer = {
+            event_id: label
+            for part in self._pending
+            for event_id, label in zip(part.ids, part.labels.tolist(), strict=True)
+        }
+        labels = zip(self._anchor.ids, self._anchor.labels.tolist(), strict=True)
+        found = np.array([newer.get(event_id, label) for event_id, label in labels], np.int64)
+        self._anchor = self._anchor.relabelled(found)
 
     def _age(self, aged: Examples) -> None:
         aged = aged.take(~self.held_out(aged.ids))
@@ -251,7 +305,31 @@ class Memory:
         for label in np.unique(pool.labels):
             mine = order[pool.labels[order] == label]
             kept.append(mine[:share])
-        self._replay = pool.take(np.sort(np.concatenate(kept)))
+        chosen = np.concatenate(kept)
+        # Over the bound in bytes, every class gives up its largest hashes first.
+        rank = np.concatenate([np.arange(len(part)) for part in kept])
+        chosen = chosen[np.argsort(rank, kind="stable")]
+        total = np.cumsum(_sizes(pool.take(chosen)))
+        limit = _SHARES["replay"] * self.config.max_bytes
+        fitting = np.searchsorted(total, limit, side="right")
+        self._replay = pool.take(np.sort(chosen[:fitting]))
+
+
+def replay_weights(
+    replayed: NDArray[np.int64], fresh: NDArray[np.int64], weight: float
+) -> NDArray[np.float32]:
+    """Float32 [n] for the labels [n] of replayed examples, given those of the fresh ones.
+
+    ``weight``; more for a class of which nothing fresh came, as `Memory.training_set` says.
+    """
+    weights = np.full(len(replayed), weight, dtype=np.float32)
+    if len(fresh) and len(replayed) and weight > 0:
+        came = np.unique(fresh)
+        _, place, counts = np.unique(replayed, return_inverse=True, return_counts=True)
+        level = np.clip(len(fresh) / len(came) / counts[place], weight, _MOST)
+        absent = ~np.isin(replayed, came)
+        weights[absent] = level[absent]
+    return weights
 
 
 def _hash(text: str) -> int:
@@ -285,13 +363,17 @@ def _part(prefix: str, state: Mapping[str, NDArray[np.generic]]) -> Examples:
 
 def _fitting(examples: Examples, limit: int) -> int:
     """How many of the newest events fit into ``limit`` bytes."""
+    return int(np.searchsorted(np.cumsum(_sizes(examples)[::-1]), limit, side="right"))
+
+
+def _sizes(examples: Examples) -> NDArray[np.int64]:
+    """Int64 [n]: about the bytes that each event takes."""
     row = 64 + (examples.embeddings.shape[1] * 4 if examples.embeddings is not None else 0)
-    if examples.inputs.dtype == object:
-        sizes = np.fromiter((len(text) for text in examples.inputs), np.int64, len(examples))
-    else:
-        sizes = np.full(len(examples), examples.inputs.dtype.itemsize)
-    total = np.cumsum((sizes + row)[::-1])
-    return int(np.searchsorted(total, limit, side="right"))
+    n = len(examples)
+    if examples.inputs.dtype != object:
+        return np.full(n, examples.inputs.dtype.itemsize + row, dtype=np.int64)
+    # Characters beyond Latin-1 take two or four bytes each.
+    return np.fromiter((sys.getsizeof(text) for text in examples.inputs), np.int64, count=n) + row
 
 
 def _balanced(labels: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from learn.config import ModelConfig
 from learn.head import Head
+from learn.parts import Part, attach
 
 Feeds = dict[str, NDArray[Any]]
 Preprocess = Callable[[NDArray[Any]], Feeds]
@@ -125,6 +126,15 @@ class Model:
         self.labels = list(labels)
         self.description = {**self.description, "labels": self.labels}
 
+    def add_part(self, name: Part, size: int) -> bool:
+        """Add a part of `learn.parts` to the encoder; False if it has it already."""
+        parts: dict[str, int] = self.description.get("parts", {})
+        if name in parts:
+            return False
+        attach(self.module.encoder, {name: size})
+        self.description = {**self.description, "parts": {**parts, name: size}}
+        return True
+
     def layers(self) -> list[Layer]:
         """The encoder's layers, bottom to top."""
         groups: dict[str, list[str]] = {}
@@ -182,13 +192,17 @@ def load_model(folder: Path, preprocess: Preprocess, device: str = "cpu") -> Mod
 
 
 def _empty_encoder(description: dict[str, Any]) -> nn.Module:
+    encoder: nn.Module
     if description["kind"] == "text":
         from learn import text
 
-        return text.empty_encoder(description)
-    from learn import tabular
+        encoder = text.empty_encoder(description)
+    else:
+        from learn import tabular
 
-    return tabular.empty_encoder(description)
+        encoder = tabular.empty_encoder(description)
+    attach(encoder, description.get("parts", {}))
+    return encoder
 
 
 def lengths(inputs: NDArray[Any]) -> NDArray[np.int64]:

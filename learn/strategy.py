@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Round:
     """One line of the training panel.
 
-    gradient_norm: mean over the steps, before clipping. update_to_weight: mean of |step| / |weight|
+    gradient_norm: mean over the steps, before clipping. update_to_weight: median |step| / |weight|
     (healthy: 1e-3 to 1e-1). loss_fall: of the training loss against the round before.
     accuracy_gain: in validation points. gap: validation loss minus training loss (healthy: < 0.2).
     """
@@ -44,7 +45,12 @@ class Round:
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where a refresh begins: the new version's labels, the parent's head grown to them, and
-    ``load`` for the whole model, which only strategies that train the encoder call."""
+    ``load`` for the whole model, which only strategies that train the encoder call.
+
+    held: classes of which nothing new came, whose part of the head is held where it is. target:
+    validation accuracy, 0 to 1, that suffices. keep: the file that a run leaves after each
+    round, and goes on from if it is there.
+    """
 
     labels: list[str]
     head: Head
@@ -52,16 +58,21 @@ class Start:
     seed: int
     threads: int
     cpu_seconds: float
+    held: tuple[int, ...] = ()
+    target: float | None = None
+    keep: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What changed. encoder: FP32 parameters by name (LoRA merged in). stopped: why training
-    ended before its time, if it did."""
+    """What changed. encoder: FP32 parameters by name (LoRA merged in). parts: all of
+    `learn.parts` that the encoder has now, if it got a new one. stopped: why training ended before
+    its time, if it did; its kind, a colon, the sentence."""
 
     head: Head
     encoder: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     adapter: dict[str, NDArray[np.float32]] | None = None
+    parts: dict[str, int] | None = None
     parameters_touched: int = 0
     rounds: list[Round] = field(default_factory=list)
     stopped: str | None = None
@@ -73,14 +84,6 @@ class Strategy(Protocol):
     @property
     def name(self) -> str:
         """What the config and the journal call it."""
-
-    @property
-    def rung(self) -> Literal["head", "partial", "lora", "full"]:
-        """Its rung of the ladder."""
-
-    @property
-    def trains_encoder(self) -> bool:
-        """Whether it needs the whole model, not only the embeddings."""
 
     def fit(
         self,

@@ -13,24 +13,58 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from learn.parts import Prefix, attention
+
+_HIDDEN = -1e9
+
 
 class BaseNotFound(Exception):  # noqa: N818
     """No encoder is found under that name; the message says what was tried."""
 
 
 class TextEncoder(nn.Module):
-    """Token ids to unit embeddings, float32 [n, d]."""
+    """Token ids to unit embeddings, float32 [n, d]; with a prompt or a prefix where it has one."""
+
+    transformer: Any
+    prompt: nn.Parameter | None
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
+        self.register_parameter("prompt", None)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """input_ids, attention_mask: int64 [n, t]."""
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
+        hidden = self._hidden(input_ids, attention_mask)
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
         return nn.functional.normalize(mean, dim=-1)
+
+    def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The tokens' last hidden states, [n, t, d]: those of virtual tokens are left out."""
+        layers: list[Any] = [m for m in attention(self.transformer) if hasattr(m, "prefix_key")]
+        if self.prompt is None and not layers:
+            found: torch.Tensor = self.transformer(
+                input_ids=input_ids, attention_mask=attention_mask
+            )[0]
+            return found
+        n, t = input_ids.shape
+        words = self.transformer.get_input_embeddings()(input_ids)
+        places = torch.arange(t, device=input_ids.device)
+        prompted = 0 if self.prompt is None else self.prompt.shape[1]
+        if self.prompt is not None:
+            words = torch.cat([self.prompt.expand(n, -1, -1), words], dim=1)
+            places = torch.cat([places.new_zeros(prompted), places])
+        virtual = prompted + (layers[0].prefix_key.shape[2] if layers else 0)
+        seen = torch.cat([attention_mask.new_ones(n, virtual), attention_mask], dim=1)
+        hidden: torch.Tensor = self.transformer(
+            inputs_embeds=words,
+            # Added to the scores of attention: nothing for what is seen, a lot off for the rest.
+            attention_mask=(1.0 - seen[:, None, None, :].to(words.dtype)) * _HIDDEN,
+            position_ids=places.unsqueeze(0),
+            past_key_values=Prefix(layers) if layers else None,
+        )[0]
+        return hidden[:, prompted:]
 
 
 def resolve_base(spec: str) -> Path:

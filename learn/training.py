@@ -1,14 +1,16 @@
 """The training loop that every rung with encoder weights shares, and its panel.
 
-Bounded by rounds and CPU time; stops itself when a round gains too little, when the loss is no
-number, or when training and validation part ways. The model is left at its best round.
+Bounded by rounds and CPU time; `learn.panel` says after each round whether to go on. The model is
+left at its best round. A run that was cut off goes on after its last whole round.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,155 +20,252 @@ from torch import nn
 from learn.config import TrainingConfig
 from learn.examples import Examples
 from learn.head import Head, fit_softmax, score
+from learn.losses import Loss
 from learn.model import Model, batches, lengths
+from learn.panel import verdict
+from learn.resume import State, load, restore_optimiser, save
 from learn.strategy import Round, Start
+
+JUDGES = 512  # validation examples that a round is judged on
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Rounds that train the same parameters: each group with its peak rate, all others frozen.
+
+    model: opens what is run, the whole model or its `learn.frozen.UpperLayers`.
+    """
+
+    model: Callable[[], Model]
+    groups: list[tuple[list[nn.Parameter], float]]
+    rounds: int
 
 
 def train(
-    model: Model,
-    groups: list[tuple[list[nn.Parameter], float]],
+    stages: Sequence[Stage],
     start: Start,
     examples: Examples,
     validation: Examples,
     config: TrainingConfig,
     report: Callable[[Round], None],
-) -> tuple[list[Round], str | None]:
-    """Train the parameters of ``groups`` (each with its learning rate); all others are frozen.
+) -> tuple[list[Round], str | None, Model | None]:
+    """Train through the stages, and leave the parameters at their best round.
 
-    Leaves the model at its best round. Returns the panel, and why it stopped early, if it did.
+    Returns the panel, why it stopped early, if it did, and the model that was run last, if any.
     """
-    torch.manual_seed(start.seed)
     torch.set_num_threads(start.threads)
-    generator = np.random.default_rng(start.seed)
-    trained = [parameter for parameters, _ in groups for parameter in parameters]
-    for parameter in model.module.parameters():
-        parameter.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(
-        [{"params": parameters, "lr": rate} for parameters, rate in groups],
-        weight_decay=config.weight_decay,
-    )
     judge = validation if len(validation) else examples
-    judge = judge.take(np.arange(min(len(judge), 512)))
-    sizes = lengths(examples.inputs)
-    per_round = math.ceil(math.ceil(len(examples) / config.batch) / config.accumulate)
-    total = per_round * config.rounds
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _slope(total, config.warmup))
-    before = score(model(judge.inputs), judge.labels)
-    best, best_score = _copies(trained), before
-    last_accuracy, last_train, last_loss = before.accuracy, math.nan, before.loss
-    rounds: list[Round] = []
-    stopped = None
-    began = time.process_time()
-    for number in range(1, config.rounds + 1):
+    judge = judge.take(np.arange(min(len(judge), JUDGES)))
+    trained = list({id(p): p for s in stages for group, _ in s.groups for p in group}.values())
+    moments: Mapping[str, torch.Tensor] = {}
+    state: State | None = None
+    model: Model | None = None
+    if start.keep is not None and start.keep.exists():
+        state, moments = load(start.keep, trained)
+    loss = Loss(examples, start.head, config)
+    began, stopped = time.process_time(), None
+    for number, stage in enumerate(stages):
+        if state is not None and (state.stage, state.in_stage) >= (number, stage.rounds):
+            continue
+        model = stage.model()
+        if state is None:
+            found = score(model(judge.inputs), judge.labels)
+            before = (found.accuracy, -found.loss)
+            state = State(before, before, _copies(trained))
+        if state.stage != number:
+            state.stage, state.in_stage, moments = number, 0, {}
+        steps = _Steps(model, stage, loss, examples, config, start.seed)
+        restore_optimiser(steps.optimiser, trained, moments)
+        moments = {}
+        while state.in_stage < stage.rounds and not stopped:
+            spent = began + start.cpu_seconds
+            line = steps.round(state, judge, spent)
+            if line is None:
+                stopped = "diverged: the loss is no number"
+                break
+            state.rounds.append(line)
+            state.in_stage += 1
+            report(line)
+            standing = (line.validation_accuracy, -line.validation_loss)
+            if standing > state.best_score:
+                state.best, state.best_score = _copies(trained), standing
+            stopped = verdict(state.rounds, -state.before[1], config, start.target)
+            if not stopped and time.process_time() > spent:
+                stopped = f"budget: {start.cpu_seconds:g} CPU-seconds are spent"
+            if not stopped and start.keep is not None:
+                save(start.keep, state, trained, steps.optimiser)
+        if stopped:
+            break
+    assert state is not None
+    with torch.no_grad():
+        for parameter, value in zip(trained, state.best, strict=True):
+            parameter.copy_(value)
+    return state.rounds, stopped, model
+
+
+class _Steps:
+    """The optimiser's steps through one stage."""
+
+    def __init__(
+        self,
+        model: Model,
+        stage: Stage,
+        loss: Loss,
+        examples: Examples,
+        config: TrainingConfig,
+        seed: int,
+    ) -> None:
+        self.model, self.loss, self.examples, self.config = model, loss, examples, config
+        self.seed = seed
+        self.sizes = lengths(examples.inputs)
+        self.rates = [rate for _, rate in stage.groups]
+        self.trained = [p for parameters, _ in stage.groups for p in parameters]
+        for parameter in model.module.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self.optimiser = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate} for parameters, rate in stage.groups],
+            weight_decay=config.weight_decay,
+        )
+        self.a_round = math.ceil(math.ceil(len(examples) / config.batch) / config.accumulate)
+        self.slope = _slope(self.a_round * stage.rounds, config.warmup)
+        self.shares: NDArray[np.float64] | None = None
+        self.half = config.precision == "bf16" or (
+            config.precision == "auto" and gains_from_bf16(model.device)
+        )
+
+    def round(self, state: State, judge: Examples, until: float) -> Round | None:
+        """One pass over the examples, judged; ends early at ``until`` of this process's CPU time.
+
+        None if it diverged.
+        """
+        config, number = self.config, len(state.rounds) + 1
         started = time.monotonic()
+        # Of the seed and the round alone, so that a resumed run takes the same way.
+        torch.manual_seed(self.seed + number)
+        generator = np.random.default_rng([self.seed, number])
+        order = batches(self.sizes, config.batch, generator)
+        if self.shares is not None:
+            drawn = generator.choice(len(self.sizes), len(self.sizes), p=self.shares)
+            order = [drawn[i] for i in batches(self.sizes[drawn], config.batch, generator)]
         losses, norms, ratios = [], [], []
-        model.module.train()
-        groups_of_batches = batches(sizes, config.batch, generator)
-        for i in range(0, len(groups_of_batches), config.accumulate):
-            part = groups_of_batches[i : i + config.accumulate]
-            loss, norm, ratio = _step(model, optimiser, trained, examples, part, config.clip)
-            schedule.step()
+        self.model.module.train()
+        for step, i in enumerate(range(0, len(order), config.accumulate)):
+            for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self.slope(state.in_stage * self.a_round + step)
+            loss, norm, ratio = self._step(order[i : i + config.accumulate])
+            if not math.isfinite(loss):
+                self.model.module.eval()
+                return None
             losses.append(loss)
             norms.append(norm)
             ratios.append(ratio)
-            if not math.isfinite(loss):
-                stopped = "diverged: the loss is no number"
-            elif time.process_time() - began > start.cpu_seconds:
-                stopped = f"the budget of {start.cpu_seconds:g} CPU-seconds is spent"
-            if stopped:
+            if time.process_time() > until:
                 break
-        model.module.eval()
-        if stopped and stopped.startswith("diverged"):
-            break
-        found = score(model(judge.inputs), judge.labels)
+        logits = self.model(judge.inputs)
+        found = score(logits, judge.labels)
+        if config.class_focus:
+            self.shares = _focused(logits, judge.labels, self.examples.labels, config.class_focus)
+        last = state.rounds[-1] if state.rounds else None
         loss = float(np.mean(losses))
-        line = Round(
+        accuracy = last.validation_accuracy if last else state.before[0]
+        return Round(
             number=number,
             seconds=round(time.monotonic() - started, 3),
             gradient_norm=float(np.mean(norms)),
-            update_to_weight=float(np.mean(ratios)),
+            update_to_weight=float(np.median(ratios)),
             train_loss=loss,
             validation_loss=found.loss,
-            loss_fall=0.0 if math.isnan(last_train) else last_train - loss,
+            loss_fall=last.train_loss - loss if last else 0.0,
             validation_accuracy=found.accuracy,
-            accuracy_gain=100 * (found.accuracy - last_accuracy),
+            accuracy_gain=100 * (found.accuracy - accuracy),
             gap=found.loss - loss,
         )
-        rounds.append(line)
-        report(line)
-        if (found.accuracy, -found.loss) > (best_score.accuracy, -best_score.loss):
-            best, best_score = _copies(trained), found
-        if stopped:
-            break
-        if line.gap > config.max_gap and found.loss > last_loss:
-            stopped = f"overfitting: validation loss is {line.gap:.2f} above training and rising"
-            break
-        if number > 1 and line.accuracy_gain < config.minimal_gain:
-            stopped = f"round {number} gained {line.accuracy_gain:.2f} points"
-            break
-        last_accuracy, last_train, last_loss = found.accuracy, loss, found.loss
-    with torch.no_grad():
-        for parameter, value in zip(trained, best, strict=True):
-            parameter.copy_(value)
-    return rounds, stopped
+
+    def _step(self, part: list[NDArray[np.int64]]) -> tuple[float, float, float]:
+        """One optimiser step over some batches: loss, gradient norm, update-to-weight ratio."""
+        self.optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for index in part:
+            feeds = self.model.feeds(self.examples.inputs[index])
+            with torch.autocast(self.model.device, torch.bfloat16, enabled=self.half):
+                embedding, logits, _ = self.model.module(**feeds)
+            loss = self.loss(embedding.float(), logits.float(), index) / len(part)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(self.trained, self.config.clip))
+        if not math.isfinite(norm):
+            return math.nan, norm, math.nan
+        with torch.no_grad():
+            before = _copies(self.trained)
+            self.optimiser.step()
+            moved = [(p - b).norm() for p, b in zip(self.trained, before, strict=True)]
+            ratio = torch.stack(moved).norm() / torch.stack([b.norm() for b in before]).norm()
+        return total, norm, float(ratio)
 
 
-def refit_head(
-    model: Model, examples: Examples, validation: Examples, head: Head, l2: float
-) -> Head:
-    """The better of ``head`` and a fresh fit on the model's own embeddings."""
+def fit_head(model: Model, examples: Examples, validation: Examples, head: Head, l2: float) -> Head:
+    """The better of ``head`` and a fresh fit, on the embeddings of the examples.
+
+    Where they have none, ``model`` makes them.
+    """
     fitted = fit_softmax(
-        model.encode(examples.inputs), examples.labels, examples.weights, head.classes, l2, head
+        _embeddings(model, examples), examples.labels, examples.weights, head.classes, l2, head
     )
     if not len(validation):
         return fitted
-    embeddings = model.encode(validation.inputs)
+    embeddings = _embeddings(model, validation)
     ours = score(fitted.logits(embeddings), validation.labels)
     theirs = score(head.logits(embeddings), validation.labels)
     return fitted if (ours.accuracy, -ours.loss) >= (theirs.accuracy, -theirs.loss) else head
 
 
 def changed(model: Model, before: dict[str, torch.Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Encoder parameters that differ from ``before`` (a state_dict), FP32, by name."""
+    """Encoder parameters that differ from ``before`` (a state_dict) or are new, FP32, by name."""
     return {
         name: tensor.detach().float().cpu().numpy().copy()
         for name, tensor in model.module.state_dict().items()
-        if name.startswith("encoder.") and not torch.equal(tensor, before[name])
+        if name.startswith("encoder.")
+        and not (name in before and torch.equal(tensor, before[name]))
     }
 
 
-def _step(
-    model: Model,
-    optimiser: torch.optim.Optimizer,
-    trained: list[nn.Parameter],
-    examples: Examples,
-    part: list[NDArray[np.int64]],
-    clip: float,
-) -> tuple[float, float, float]:
-    """One optimiser step over some batches: loss, gradient norm, update-to-weight ratio."""
-    optimiser.zero_grad(set_to_none=True)
-    total = 0.0
-    for index in part:
-        _, logits, _ = model.module(**model.feeds(examples.inputs[index]))
-        target = torch.from_numpy(examples.labels[index]).to(logits.device)
-        weights = torch.from_numpy(examples.weights[index]).to(logits.device)
-        losses = nn.functional.cross_entropy(logits, target, reduction="none")
-        loss = (losses * weights).sum() / weights.sum().clamp(min=1e-6) / len(part)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    norm = float(nn.utils.clip_grad_norm_(trained, clip))
-    if not math.isfinite(norm):
-        return math.nan, norm, math.nan
-    with torch.no_grad():
-        before = _copies(trained)
-        optimiser.step()
-        moved = math.sqrt(
-            sum(float((p - b).pow(2).sum()) for p, b in zip(trained, before, strict=True))
-        )
-        size = math.sqrt(sum(float(b.pow(2).sum()) for b in before))
-    return total, norm, moved / max(size, 1e-12)
+def gains_from_bf16(device: str) -> bool:
+    """Whether products in bfloat16 are faster than in FP32 there."""
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported())
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _embeddings(model: Model, examples: Examples) -> NDArray[np.float32]:
+    found = examples.embeddings
+    if found is not None and np.isfinite(found).all():
+        return found
+    return model.encode(examples.inputs)
+
+
+def _focused(
+    logits: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    focus: float,
+) -> NDArray[np.float64]:
+    """Float64 [n]: shares with which examples are drawn, by how badly their class does.
+
+    A class that is always wrong is drawn ``1 + focus`` times as often as one always right.
+    """
+    classes = logits.shape[1]
+    right = np.bincount(truth, logits.argmax(axis=1) == truth, classes)
+    seen = np.bincount(truth, minlength=classes)
+    # One success assumed: a class that is hardly seen in validation is not judged by it.
+    recall = (right + 1) / (seen + 1)
+    shares = np.asarray((1 + focus * (1 - recall))[labels], dtype=np.float64)
+    return shares / float(shares.sum())
 
 
 def _copies(parameters: list[nn.Parameter]) -> list[torch.Tensor]:

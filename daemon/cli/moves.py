@@ -6,7 +6,9 @@ the journal with who and why. All of them work whether or not the daemon runs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -20,7 +22,7 @@ from daemon.cli.options import (
     reason_option,
     target_options,
 )
-from daemon.cli.output import console, print_json, table
+from daemon.cli.output import console, facts, print_json, table
 from daemon.cli.status import address, ask
 from daemon.policy_config import LADDER, UNTRAINED
 from registry import Invalid, State, Stretch
@@ -197,10 +199,20 @@ def resume(target: Target, reason: str, as_json: bool) -> None:
     help="Offsets never to learn from, END excluded; may be repeated.",
 )
 @click.option("--reason", metavar="TEXT", default="asked for by an operator", show_default=True)
+@click.option(
+    "--reproduce",
+    metavar="VERSION",
+    help="Train this version again from its lineage, here and now, and compare; publish nothing.",
+)
 @target_options
 @json_option
 def refresh(
-    rung: str | None, without: tuple[Stretch, ...], reason: str, target: Target, as_json: bool
+    rung: str | None,
+    without: tuple[Stretch, ...],
+    reason: str,
+    reproduce: str | None,
+    target: Target,
+    as_json: bool,
 ) -> None:
     """Ask the daemon to train a challenger now.
 
@@ -215,7 +227,13 @@ def refresh(
       driftd refresh
       driftd refresh --rung lora --reason "new product lines"
       driftd refresh --without-range orders:0:120400-121900 --reason "poisoned labels"
+      driftd refresh --reproduce v0012
     """
+    if reproduce is not None:
+        if rung or without:
+            raise click.UsageError("--reproduce takes the rung and the events from the lineage.")
+        _reproduce(reproduce, target, as_json)
+        return
     if without and rung in UNTRAINED:
         raise click.UsageError(f"The rung {rung} trains nothing: it cannot leave events out.")
     body = {"rung": rung, "without": [stretch.as_dict() for stretch in without]}
@@ -224,6 +242,31 @@ def refresh(
         print_json({"id": request.id, "kind": request.kind, **request.body})
     else:
         click.echo(f"Asked for a refresh ({rung or 'rung by policy'}): request {request.id}.")
+
+
+def _reproduce(version: str, target: Target, as_json: bool) -> None:
+    from daemon.cli.versions import resolve
+    from daemon.config import load_config
+    from daemon.reproduce import CannotReproduce
+    from daemon.reproduce import reproduce as train_again
+
+    registry = target.open()
+    config = load_config(target.path, os.environ)
+    try:
+        found = train_again(config, registry, resolve(registry.state(), version))
+    except CannotReproduce as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows: list[tuple[str, object]] = [
+        ("version", f"{found.version}, {found.strategy}, {found.examples:,} events"),
+        ("accuracy recorded", f"{found.recorded:.2%}"),
+        ("accuracy now", f"{found.reproduced:.2%}"),
+        ("CPU-seconds", f"{found.cpu_seconds:.1f}"),
+    ]
+    rows += [(f"{name} differs", f"{then}, now {now}") for name, then, now in found.code]
+    console().print(facts(rows))
 
 
 @click.command()

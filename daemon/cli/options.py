@@ -71,6 +71,7 @@ class Target:
     """What an operator's command acts on."""
 
     config: OperatingConfig
+    path: Path
 
     def open(self) -> Registry:
         """The registry. Raises `registry.NotFound`."""
@@ -98,12 +99,13 @@ def target_options(function: F) -> F:
 
 def _target(config_path: Path, registry_path: str | None) -> Target:
     if registry_path is None:
-        return Target(load_operating(config_path, os.environ))
+        return Target(load_operating(config_path, os.environ), config_path)
     if config_path.exists():
         config = load_operating(config_path, os.environ)
         located = RegistryConfig(**{**config.registry.model_dump(), "path": registry_path})
-        return Target(config.model_copy(update={"registry": located}))
-    return Target(OperatingConfig(registry=RegistryConfig(path=registry_path)))
+        return Target(config.model_copy(update={"registry": located}), config_path)
+    operating = OperatingConfig(registry=RegistryConfig(path=registry_path))
+    return Target(operating, config_path)
 
 
 def actor() -> str:

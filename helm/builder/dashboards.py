@@ -331,7 +331,14 @@ TRAINING = dashboard(
                 "Refreshes ended",
                 {"{{strategy}}: {{outcome}}": of("driftd_refreshes_total")},
                 "Since the daemon started, by strategy and outcome.",
-                width=12,
+                width=8,
+            ),
+            graph(
+                "Stopped before the last round",
+                {"{{strategy}}: {{why}}": of("driftd_training_stopped_total")},
+                "Since the daemon started. gained and enough are well; diverged and overfitting "
+                "want a look at the rates and the data; budget at policy.cpu_seconds_per_refresh.",
+                width=8,
             ),
             graph(
                 "Time of a refresh",
@@ -343,7 +350,7 @@ TRAINING = dashboard(
                 },
                 "Mean wall time, where refreshes ended.",
                 unit="s",
-                width=12,
+                width=8,
             ),
             graph(
                 "The gate's verdicts",

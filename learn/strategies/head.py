@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learn.config import LearnConfig
 from learn.examples import Examples
@@ -19,8 +19,6 @@ class HeadRefit:
     """One convex fit; its panel has a single round."""
 
     name = "head"
-    rung: Literal["head"] = "head"
-    trains_encoder = False
 
     def __init__(self, config: LearnConfig) -> None:
         self.config = config
@@ -47,6 +45,7 @@ class HeadRefit:
             classes,
             self.config.l2,
             start.head,
+            pull=pull_of(start, self.config.hold),
         )
         after = score(head.logits(judge.embeddings), judge.labels)
         on_train = score(head.logits(train_on.embeddings), train_on.labels)
@@ -68,3 +67,10 @@ class HeadRefit:
         report(line)
         touched = head.weight.size + head.bias.size
         return Update(head=head, parameters_touched=touched, rounds=[line])
+
+
+def pull_of(start: Start, hold: float) -> NDArray[np.float32]:
+    """Float32 [k]: how firmly each class of the head is held to the parent's."""
+    pull = np.zeros(len(start.labels), dtype=np.float32)
+    pull[list(start.held)] = hold
+    return pull

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from torch import nn
+from numpy.typing import NDArray
 
-from learn.model import Layer, Model
-from learn.strategies.encoder import EncoderStrategy
+from learn.model import Model
+from learn.strategies.encoder import EncoderStrategy, Moved, numbered, parameters_of
+from learn.training import Stage
 
 
 class Partial(EncoderStrategy):
-    """The top layers of the encoder and the head; what lies below stays as it is."""
+    """The top layers of the encoder and the head; what lies below stays, and runs only once."""
 
     name = "partial"
-    rung: Literal["partial"] = "partial"
 
-    def unfreeze(self, model: Model, seed: int) -> tuple[list[nn.Parameter], float]:
+    def unfreeze(self, model: Model, seed: int) -> Moved:
         """Parameters of the last ``training.top_layers`` numbered layers."""
         settings = self.config.training
-        layers = [layer for layer in model.layers() if layer.name != "embeddings"]
-        return _parameters(model, layers[-settings.top_layers :]), settings.encoder_rate
+        top = numbered(model)[-settings.top_layers :]
+        return parameters_of(model, top), settings.encoder_rate
+
+    def stages(self, model: Model, seed: int, inputs: NDArray[Any]) -> list[Stage]:
+        """One, over the kept output of the layers below."""
+        top = numbered(model)[-self.config.training.top_layers :]
+        [whole] = super().stages(model, seed, inputs)
+        return [Stage(lambda: self.above(model, top, inputs), whole.groups, whole.rounds)]
 
 
 class Full(EncoderStrategy):
     """All encoder weights and the head."""
 
     name = "full"
-    rung: Literal["full"] = "full"
 
-    def unfreeze(self, model: Model, seed: int) -> tuple[list[nn.Parameter], float]:
+    def unfreeze(self, model: Model, seed: int) -> Moved:
         """Every encoder parameter."""
-        return _parameters(model, model.layers()), self.config.training.encoder_rate
-
-
-def _parameters(model: Model, layers: list[Layer]) -> list[nn.Parameter]:
-    wanted = {name for layer in layers for name in layer.parameters}
-    return [p for name, p in model.module.named_parameters() if name in wanted]
+        return parameters_of(model, model.layers()), self.config.training.encoder_rate

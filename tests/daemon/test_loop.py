@@ -18,6 +18,7 @@ from daemon.guard import Finding
 from daemon.loop import Loop
 from daemon.policy import Attempt, Incident
 from daemon.policy_config import CanaryConfig
+from daemon.reproduce import CannotReproduce, reproduce
 from daemon.served import Opinion
 from daemon.sources import open_source
 from daemon.state import State
@@ -366,6 +367,32 @@ def test_reading_pauses_while_dead_letters_cannot_be_delivered(config, monkeypat
     monkeypatch.undo()
     assert loop.step() > 0
     loop.close("the test is over")
+
+
+def test_a_version_is_made_again_from_its_lineage_while_its_events_are_kept(
+    config, tmp_path, capsys
+):
+    memory = config.memory.model_copy(update={"recent": 1500, "replay": 0})
+    learn = config.learn.model_copy(update={"replay": 0})
+    config = config.model_copy(update={"memory": memory, "learn": learn})
+    loop = make_loop(config)
+    loop.start()
+    loop.run(threading.Event())
+    loop.close("the test is over")
+    registry = loop.registry
+    first, *_, last = (v.id for v in registry.versions() if v.manifest.strategy == "head")
+    found = reproduce(config, registry, last)
+    assert found.reproduced == pytest.approx(found.recorded, abs=0.01)
+    assert found.examples == registry.version(last).manifest.lineage["examples"]
+    assert found.code == []
+    # The first regime's events have left so small a memory.
+    with pytest.raises(CannotReproduce, match=r"no longer in memory: .*/0 \d+-\d+"):
+        reproduce(config, registry, first)
+    written = tmp_path / "driftd.yaml"
+    written.write_text(config.model_dump_json(exclude_none=True))
+    assert run(["refresh", "--reproduce", first, "-c", str(written)]) == 1
+    assert "no longer in memory" in capsys.readouterr().err
+    assert run(["refresh", "--reproduce", first, "--rung", "head", "-c", str(written)]) == 2
 
 
 def batch_of(loop, numbers, labels):

@@ -41,11 +41,13 @@ def examples():
 def test_each_refresh_builds_on_its_parent_and_never_writes_to_it(examples, tmp_path):
     registry = open_registry(tmp_path / "registry", create=True)
     model = ModelConfig(task="tabular", table="network", features=[{"name": "a"}, {"name": "b"}])
-    learn = LearnConfig(training=TrainingConfig(encoder_rate=0.003, rounds=4))
+    # With so strong a prior no fit of the head alone is any good: the encoder has to move.
+    learn = LearnConfig(l2=1e4, training=TrainingConfig(encoder_rate=0.003, rounds=4))
     parent = None
     # The meaning turns over twice, so that each encoder rung starts from a head that is wrong.
     for rung, turned in (("head", False), ("partial", True), ("full", False), ("head", False)):
         events = examples.relabelled(1 - examples.labels) if turned else examples
+        settings = LearnConfig() if rung == "head" else learn
         job = Job(
             id=f"{len(registry.versions())}-{rung}",
             rung=rung,
@@ -56,7 +58,7 @@ def test_each_refresh_builds_on_its_parent_and_never_writes_to_it(examples, tmp_
             threads=1,
             cpu_seconds=60,
             model=model.model_dump(mode="json"),
-            learn=learn.model_dump(mode="json"),
+            learn=settings.model_dump(mode="json"),
         )
         folder = tmp_path / "jobs" / job.id
         job.write(folder, events)
@@ -102,7 +104,9 @@ def test_a_seed_makes_the_same_first_version_again(examples, tmp_path):
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("strategy", ["head", "partial", "lora", "full"])
+@pytest.mark.parametrize(
+    "strategy", ["head", "partial", "progressive", "ia3", "lora", "adapter", "full"]
+)
 def test_the_first_version_can_be_made_by_any_strategy(examples, tmp_path, strategy):
     model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
     learn = LearnConfig(training=TrainingConfig(encoder_rate=0.003, rounds=2))
@@ -125,3 +129,23 @@ def test_the_first_version_can_be_made_by_any_strategy(examples, tmp_path, strat
     assert {"size_ratio", "parity_points", "accuracy", "latency_ms"} <= set(result.metrics)
     answers = Session.open(folder / VERSION).predict(examples.inputs).probabilities.argmax(axis=1)
     assert (answers == examples.labels).mean() > 0.6
+
+
+@pytest.mark.parametrize("strategy", ["prefix", "prompt"])
+def test_a_table_has_no_place_for_virtual_tokens(examples, tmp_path, strategy):
+    model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
+    job = Job(
+        id="first",
+        rung=strategy,
+        strategy=strategy,
+        labels=LABELS,
+        parent=None,
+        seed=1,
+        threads=1,
+        cpu_seconds=60,
+        model=model.model_dump(mode="json"),
+        learn=LearnConfig().model_dump(mode="json"),
+    )
+    job.write(tmp_path / "job", examples)
+    with pytest.raises(ValueError, match="text encoder"):
+        run(tmp_path / "job")

@@ -8,7 +8,7 @@ from safetensors.numpy import load, save
 
 from learn.config import MemoryConfig
 from learn.examples import Examples
-from learn.memory import Memory
+from learn.memory import Memory, replay_weights
 
 
 def events(
@@ -100,8 +100,53 @@ def test_bounded_in_bytes() -> None:
     for first in range(0, 100, 10):
         texts = np.array(["x" * 50_000] * 10, dtype=object)
         memory.add(events(names(first, 10), first=first, inputs=texts), "v1")
-    assert 15 <= len(memory) <= 20
+    assert 12 <= len(memory) <= 14
     assert memory.recent(1).arrivals.tolist() == [99]
+
+
+def test_every_part_counts_towards_the_bytes() -> None:
+    limit = 1024 * 1024
+    memory = Memory(MemoryConfig(recent=100, max_bytes=limit, replay=2000))
+    for first in range(0, 600, 10):
+        # Not Latin: two bytes a character.
+        texts = np.array(["\u4e2d" * 5_000] * 10, dtype=object)
+        memory.add(events(names(first, 10), [i % 3 for i in range(10)], first, texts), "v1")
+        if first == 100:
+            memory.set_anchor(since=0, seed=0)
+        assert memory.size_bytes <= limit
+    sizes = memory.sizes()
+    assert 5 <= sizes["anchor"] <= 10  # of 10 kB each, in a tenth
+    assert 20 <= sizes["replay"] <= 26  # in a quarter
+    assert np.bincount(memory._replay.labels).min() >= 6
+    assert sizes["recent"] > 50
+
+
+def test_the_anchor_stays_whatever_comes_and_is_never_learned() -> None:
+    config = MemoryConfig(recent=400, replay=60, anchor=30)
+    memory = filled(config, 300)
+    memory.set_anchor(since=0, seed=0)
+    anchor = memory.anchor
+    assert len(anchor) == 30
+    assert memory.held_out(anchor.ids).all()
+    assert np.bincount(anchor.labels).tolist() == [10, 10, 10]
+    for first in range(300, 3000, 50):
+        memory.add(events(names(first, 50), [i % 3 for i in range(50)], first), "v1")
+    assert_same(memory.anchor, anchor)
+    learned = memory.training_set(since=0, replay=5000, replay_weight=1.0, seed=0)
+    assert not set(learned.ids) & set(anchor.ids)
+    again = Memory(config)
+    again.restore(load(save(memory.state())))
+    assert_same(again.anchor, anchor)
+
+
+def test_an_anchored_event_whose_label_is_put_right_keeps_the_newest() -> None:
+    memory = filled(MemoryConfig(recent=400), 300)
+    memory.set_anchor(since=0, seed=0)
+    name = str(memory.anchor.ids[0])
+    memory.add(events([name], [7], first=300), "v2")
+    assert memory.anchor.labels[0] == 7
+    assert memory.anchor.embeddings is not None
+    assert np.isnan(memory.anchor.embeddings).all()
 
 
 def test_replay_is_balanced_over_the_classes() -> None:
@@ -110,12 +155,21 @@ def test_replay_is_balanced_over_the_classes() -> None:
     for first in range(0, 3000, 50):
         memory.add(events(names(first, 50), labels[first : first + 50], first), "v1")
     assert np.bincount(memory._replay.labels).tolist() == [30, 30]
-    drawn = memory.training_set(since=2990, replay=20, replay_weight=0.25, seed=3)
-    old = drawn.take(drawn.arrivals < 2990)
+    drawn = memory.training_set(since=2900, replay=20, replay_weight=0.25, seed=3)
+    old = drawn.take(drawn.arrivals < 2900)
     assert np.bincount(old.labels).tolist() == [10, 10]
     assert set(old.weights.tolist()) == {0.25}
-    assert set(drawn.take(drawn.arrivals >= 2990).weights.tolist()) == {1.0}
-    assert_same(drawn, memory.training_set(2990, 20, 0.25, 3))
+    assert set(drawn.take(drawn.arrivals >= 2900).weights.tolist()) == {1.0}
+    assert_same(drawn, memory.training_set(2900, 20, 0.25, 3))
+
+
+def test_a_class_that_came_no_more_is_replayed_at_the_weight_of_the_others() -> None:
+    fresh = np.array([0] * 30 + [1] * 10)
+    weights = replay_weights(np.array([0, 0, 2, 2, 2, 2, 3]), fresh, 0.1)
+    np.testing.assert_allclose(weights, [0.1, 0.1, 5, 5, 5, 5, 10])
+    assert set(replay_weights(np.array([2, 3]), fresh[:0], 0.1)) == {np.float32(0.1)}
+    assert set(replay_weights(np.array([2, 3]), fresh, 0.0)) == {0.0}
+    assert not len(replay_weights(fresh[:0], fresh, 0.1))
 
 
 def test_the_newest_label_of_an_event_wins() -> None:

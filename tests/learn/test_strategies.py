@@ -1,5 +1,6 @@
 """Every strategy on a tiny random transformer whose task is easy."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,18 @@ def examples(model: Model, n: int, seed: int, classes: int = 3) -> Examples:
     )
 
 
-CONFIG = LearnConfig(training=TrainingConfig(rounds=2, batch=8, encoder_rate=1e-3, top_layers=1))
+CONFIG = LearnConfig(
+    training=TrainingConfig(
+        rounds=2,
+        batch=8,
+        encoder_rate=1e-3,
+        top_layers=1,
+        adapter_width=8,
+        virtual_tokens=8,
+        precision="fp32",
+    )
+)
+PARTS = {"adapter": "bottleneck", "prefix": "prefix", "prompt": "prompt"}
 
 
 class Run:
@@ -113,6 +125,9 @@ def test_the_update_is_finite_and_right(name: str, runs: dict[str, Run], tmp_pat
     # What is saved is what was learned: base weights, what changed, the head.
     base = tiny()
     base.save(tmp_path)
+    if update.parts:
+        described = {**base.description, "parts": update.parts}
+        (tmp_path / "model.json").write_text(json.dumps(described))
     if update.encoder:
         save_file(update.encoder, tmp_path / "delta.safetensors")
     save_file(
@@ -132,6 +147,12 @@ def test_the_update_is_finite_and_right(name: str, runs: dict[str, Run], tmp_pat
 def test_only_what_the_rung_may_change_changes(name: str, runs: dict[str, Run]) -> None:
     run = runs[name]
     names = set(run.update.encoder)
+    if name in PARTS:
+        assert run.update.parts == {PARTS[name]: 8}
+        assert names
+        assert not names & set(run.before)
+        return
+    assert run.update.parts is None
     assert names <= set(run.before)
     for key in names:
         assert run.update.encoder[key].shape == run.before[key].shape
@@ -142,17 +163,23 @@ def test_only_what_the_rung_may_change_changes(name: str, runs: dict[str, Run]) 
         assert names
     if name == "partial":
         assert all(".layer.1." in key for key in names)
+    if name == "ia3":
+        ends = ("key.weight", "key.bias", "value.weight", "value.bias", ".output.dense.weight")
+        assert all(key.endswith(ends) and "attention.output" not in key for key in names)
+    if name == "progressive":
+        assert not any("embeddings" in key for key in names)
     if name == "lora":
         assert all(key.endswith(("query.weight", "value.weight")) for key in names)
 
 
-def test_lora_is_merged_and_gone(runs: dict[str, Run]) -> None:
-    run = runs["lora"]
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_what_peft_added_is_merged_and_gone(name: str, runs: dict[str, Run]) -> None:
+    run = runs[name]
     for module in run.model.module.modules():
-        assert not isinstance(module, peft.tuners.lora.LoraLayer)
+        assert not isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)
     assert set(run.model.module.state_dict()) == set(run.before)
     assert run.update.adapter
-    assert all("lora_" in key for key in run.update.adapter)
+    assert all(f"{name}_" in key for key in run.update.adapter)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,6 +198,19 @@ def test_the_same_seed_gives_the_same_update(name: str, runs: dict[str, Run]) ->
 )
 def test_little_data_does_not_crash(name: str, n: int, judges: int, classes: int) -> None:
     assert_finite(Run(name, n, judges, classes).update)
+
+
+def test_a_head_refit_holds_classes_of_which_nothing_new_came() -> None:
+    head = Run("head").update.head
+    fresh = examples(tiny(), 60, 4, classes=2)
+    lost = {}
+    for held in ((), (2,)):
+        start = Start(LABELS, head, tiny, 1, 1, 60.0, held=held)
+        update = open_strategy("head", CONFIG).fit(start, fresh, fresh, lambda _: None)
+        old = examples(tiny(), 90, 5)
+        old = old.take(old.labels == 2)
+        lost[held] = score(update.head.logits(old.embeddings), old.labels).loss
+    assert lost[(2,)] < lost[()] - 0.1
 
 
 def test_an_unknown_strategy_is_named() -> None:

@@ -1,0 +1,283 @@
+"""Refreshes of a small text model as the trainer does them: every rung, bad input, crashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel
+
+from daemon.job import TRAINING, VERSION, Job, Result
+from daemon.policy_config import TrainerConfig
+from daemon.trainer import Trainer
+from daemon.trainer_main import run
+from deploy.session import Session
+from learn.config import LearnConfig, ModelConfig, TrainingConfig
+from learn.examples import Examples
+from learn.strategies import NAMES
+
+LABELS = ["a", "b", "c"]
+TRAINING_CONFIG = TrainingConfig(
+    rounds=2, encoder_rate=1e-3, top_layers=1, adapter_width=8, virtual_tokens=8, precision="fp32"
+)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pretrained encoder: a tiny BERT over the words w0 to w39."""
+    folder = tmp_path_factory.mktemp("base")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(40))]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=160,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def texts_of(labels: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+    generator = np.random.default_rng(seed)
+    texts = np.empty(len(labels), dtype=object)
+    for i, label in enumerate(labels):
+        words = generator.integers(12 * label, 12 * label + 12, generator.integers(3, 8))
+        texts[i] = " ".join(f"w{word}" for word in words)
+    return texts
+
+
+def examples(
+    n: int, seed: int = 1, classes: int = 3, texts: np.ndarray[Any, Any] | None = None
+) -> Examples:
+    number = np.arange(n, dtype=np.int64)
+    labels = number % classes
+    return Examples(
+        ids=np.array([f"{seed}-{i}" for i in number], dtype=object),
+        times=number.astype(np.float64),
+        inputs=texts_of(labels, seed) if texts is None else texts,
+        labels=labels,
+        embeddings=None,
+        weights=np.ones(n, np.float32),
+        topics=np.full(n, "t", dtype=object),
+        partitions=np.zeros(n, np.int32),
+        offsets=number,
+        arrivals=number,
+    )
+
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture(scope="session")
+def make(base: Path) -> Make:
+    """Makes a job; the parent is a version's folder."""
+
+    def job(
+        strategy: str,
+        parent: Path | None,
+        labels: list[str] = LABELS,
+        learn: dict[str, Any] | None = None,
+        **training: Any,
+    ) -> Job:
+        settings = LearnConfig(training=TRAINING_CONFIG.model_copy(update=training))
+        return Job(
+            id=f"job-{strategy}",
+            rung=strategy,
+            strategy=strategy,
+            labels=labels,
+            parent=str(parent) if parent else None,
+            seed=1,
+            threads=1,
+            cpu_seconds=60,
+            model=ModelConfig(base=str(base)).model_dump(mode="json"),
+            learn=settings.model_dump(mode="json") | (learn or {}),
+        )
+
+    return job
+
+
+def refresh(job: Job, found: Examples, folder: Path) -> tuple[Result, Path]:
+    job.write(folder, found)
+    result = run(folder)
+    if result.outcome == "trained":
+        # What the registry adds, and later refreshes read.
+        (folder / VERSION / "manifest.json").write_text(json.dumps({"metrics": result.metrics}))
+    return result, folder / VERSION
+
+
+@pytest.fixture(scope="session")
+def champion(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _, folder = refresh(make("head", None), examples(60), tmp_path_factory.mktemp("first") / "job")
+    return folder
+
+
+@pytest.fixture
+def untouched(champion: Path) -> Any:
+    before = digests(champion)
+    yield
+    assert digests(champion) == before
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def accuracy(folder: Path, found: Examples) -> float:
+    answers = Session.open(folder).predict(found.inputs).probabilities.argmax(axis=1)
+    return float((answers == found.labels).mean())
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("strategy", NAMES)
+def test_every_strategy_makes_a_version_that_the_next_can_build_on(
+    strategy: str, make: Make, champion: Path, tmp_path: Path
+) -> None:
+    swapped = examples(90, 2).relabelled(2 - examples(90).labels)
+    result, folder = refresh(make(strategy, champion), swapped, tmp_path / "one")
+    assert result.outcome == "trained", result.reason
+    assert result.parameters_touched > 0
+    unseen = examples(60, 3).relabelled(2 - examples(60).labels)
+    assert accuracy(folder, unseen) > 0.8
+    if strategy != "head":
+        assert result.metrics["agreement"] > 0.9  # of INT8 with what was trained
+    parts = json.loads((folder / "model.json").read_text()).get("parts")
+    added = {"adapter": "bottleneck", "prefix": "prefix", "prompt": "prompt"}
+    assert parts == ({added[strategy]: 8} if strategy in added else None)
+    if strategy in added:
+        again, second = refresh(make("lora", folder), examples(90, 4), tmp_path / "two")
+        assert again.outcome == "trained", again.reason
+        assert json.loads((second / "model.json").read_text())["parts"] == parts
+        assert accuracy(second, examples(60, 5)) > 0.8
+        assert again.metrics["agreement"] > 0.9
+
+
+BAD: dict[str, Callable[[], Examples]] = {
+    "one example": lambda: examples(1),
+    "one class": lambda: examples(40, classes=1),
+    "all duplicates": lambda: examples(40, texts=np.full(40, "w1 w2", dtype=object)),
+    "labels all wrong": lambda: examples(60).relabelled((examples(60).labels + 1) % 3),
+    "a hundred thousand characters": lambda: examples(
+        12, texts=np.array(["w1 " * 33_334, *["w2 w3"] * 11], dtype=object)
+    ),
+    "other scripts": lambda: examples(
+        12, texts=np.array(["карта потеряна", "卡丢了", "بطاقة", "카드"] * 3, dtype=object)
+    ),
+}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("strategy", ["head", "progressive", "lora"])
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_gives_a_sound_version_and_leaves_the_champion(
+    kind: str, strategy: str, make: Make, champion: Path, tmp_path: Path
+) -> None:
+    result, folder = refresh(make(strategy, champion), BAD[kind](), tmp_path / "job")
+    assert result.outcome == "trained", result.reason
+    assert np.isfinite(Session.open(folder).predict(examples(9).inputs).probabilities).all()
+    if kind == "labels all wrong":
+        # Learned as told: it is the gate that keeps such a version from serving.
+        assert accuracy(folder, examples(30, 3)) < 0.2
+
+
+@pytest.mark.usefixtures("untouched")
+def test_no_example_fails_with_the_reason(make: Make, champion: Path, tmp_path: Path) -> None:
+    result, _ = refresh(make("head", champion), examples(0), tmp_path / "job")
+    assert (result.outcome, result.reason) == ("failed", "no labelled examples to learn from")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_weights(
+    make: Make, champion: Path, tmp_path: Path
+) -> None:
+    job = make("full", champion, encoder_rate=1e30, clip=1e30)
+    result, folder = refresh(job, examples(60, 2), tmp_path / "job")
+    assert result.stopped is not None
+    assert result.stopped.startswith("diverged")
+    assert result.lineage["stopped"] == result.stopped
+    assert accuracy(folder, examples(30, 3)) > 0.8
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_class_is_learned_without_forgetting_the_old_ones(
+    make: Make, champion: Path, tmp_path: Path
+) -> None:
+    job = make("head", None, labels=LABELS[:2])
+    _, first = refresh(job, examples(200, 2, classes=2), tmp_path / "two")
+    old = examples(100, 5, classes=2)
+    before = accuracy(first, old)
+    for strategy in ("head", "lora"):
+        result, grown = refresh(make(strategy, first), examples(300, 3), tmp_path / strategy)
+        assert result.lineage["labels_added"] == ["c"]
+        assert Session.open(grown).labels == tuple(LABELS)
+        assert accuracy(grown, old) >= before - 0.05
+        assert accuracy(grown, examples(60, 6)) > 0.8
+
+
+def wait_for_result(trainer: Trainer) -> Result:
+    deadline = time.monotonic() + 120
+    while (result := trainer.result()) is None:
+        assert time.monotonic() < deadline, "the trainer did not end"
+        time.sleep(0.02)
+    return result
+
+
+def test_a_trainer_killed_in_mid_training_goes_on_after_its_last_round(
+    make: Make, champion: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(tmp_path / "jobs", TrainerConfig(nice=0))
+    job = make("full", champion, rounds=12, minimal_gain=0.0, max_gap=1e9, encoder_rate=1e-6)
+    job.write(trainer.folder_of(job), examples(150, 2))
+    trainer.start(job)
+    kept = trainer.folder_of(job) / TRAINING
+    deadline = time.monotonic() + 120
+    while not kept.exists():
+        assert time.monotonic() < deadline
+        assert trainer.result() is None
+        time.sleep(0.01)
+    assert trainer._process is not None
+    os.kill(trainer._process.pid, signal.SIGKILL)
+    trainer._process.wait()
+    result = wait_for_result(trainer)
+    assert result.outcome == "trained", result.reason
+    numbers = [line["number"] for line in result.lineage["rounds"]]
+    assert numbers == list(range(1, len(numbers) + 1))
+    reported = [line["number"] for line in trainer.progress()]
+    # Every round once: what was done before the kill was not done again.
+    assert reported == numbers
+    trainer.done()
+
+
+def test_a_trainer_over_its_memory_limit_fails_and_says_what_to_do(
+    make: Make, champion: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(tmp_path / "jobs", TrainerConfig(memory_mb=900, nice=0))
+    job = make("lora", champion, batch=4000)
+    # All different, as equal ones would be merged before the training.
+    texts = np.array(["w1 " * 150 + str(i) for i in range(4000)], dtype=object)
+    job.write(trainer.folder_of(job), examples(4000, texts=texts))
+    trainer.start(job)
+    result = wait_for_result(trainer)
+    trainer.done()
+    assert result.outcome == "failed"
+    assert "trainer.memory_mb" in result.reason
