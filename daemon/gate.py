@@ -150,17 +150,6 @@ def artefact_checks(
     return checks
 
 
-def anchor_check(tally: Tally, config: GateConfig) -> Check:
-    """Whether the challenger has forgotten too much of the anchor, on which ``tally`` was kept."""
-    budget = config.forgetting
-    over = tally.loses_more(budget, config.alpha)
-    sentence = (
-        f"{tally.lost:.1f} points lost on {tally.events} events of the anchor, "
-        f"{'over' if over else 'not shown to be over'} the budget of {budget:g}"
-    )
-    return Check("forgetting", "fail" if over else "pass", sentence, tally.lost, budget)
-
-
 @dataclass(slots=True)
 class Trial:
     """One challenger before the gate.
@@ -168,7 +157,8 @@ class Trial:
     ``labels`` names the daemon's classes by index; it may grow while the trial runs. The version
     looked best of ``chosen_from`` candidates on events that count in the trial: it must show so
     many times the evidence (Bonferroni). ``slices``: the parts of a table that are looked at on
-    their own, None where there are none.
+    their own, None where there are none. ``anchor``: what was won and lost on the anchor, None where
+    it is not asked.
     """
 
     version: str
@@ -178,6 +168,7 @@ class Trial:
     checks: list[Check] = field(default_factory=list)
     chosen_from: int = 1
     slices: Slices | None = None
+    anchor: Tally | None = None
     test: PairedTest = field(init=False)
     overall: Tally = field(init=False, default_factory=Tally)
     by_class: dict[int, Tally] = field(init=False, default_factory=dict)
@@ -220,6 +211,8 @@ class Trial:
         checks = [self._paired(), self._classes(), self._flips(), self._calibration()]
         if self.slices is not None:
             checks.insert(2, self._slices(self.slices))
+        if self.anchor is not None:
+            checks.append(self._forgetting(self.anchor))
         return combine([*self.checks, *checks])
 
     def _paired(self) -> Check:
@@ -274,6 +267,22 @@ class Trial:
         )
         return Check("negative_flips", "fail" if over else "pass", sentence, tally.flipped, budget)
 
+    def _forgetting(self, tally: Tally) -> Check:
+        """What is lost on the anchor may exceed what is won on the stream by the budget.
+
+        An input that means something else now cannot be right in both; and what is forgotten is
+        in an old version, which a recall brings back.
+        """
+        budget = self.config.forgetting + max(self.test.gain, 0.0)
+        over = tally.lost > budget and tally.loses_more(budget, self.config.alpha)
+        sentence = (
+            f"{tally.lost:.1f} points lost on {tally.events} events of the anchor, "
+            f"{'over' if over else 'not shown to be over'} the budget of {budget:.1f}"
+        )
+        decided = self.test.events >= self.config.min_events
+        outcome: Outcome = ("fail" if decided else "open") if over else "pass"
+        return Check("forgetting", outcome, sentence, tally.lost, budget)
+
     def _calibration(self) -> Check:
         margin, half = self.config.calibration, self.config.alpha / 2
         worse = self.ours.error - self.theirs.error
@@ -315,6 +324,7 @@ class Trial:
             "overall": self.overall.state(),
             "by_class": {str(k): tally.state() for k, tally in self.by_class.items()},
             "by_slice": {str(k): tally.state() for k, tally in self.by_slice.items()},
+            "anchor": self.anchor.state() if self.anchor else None,
             "calibration": [self.ours.state(), self.theirs.state()],
         }
 
@@ -336,6 +346,7 @@ class Trial:
             [Check(**check) for check in values["checks"]],
             values["chosen_from"],
             Slices.from_state(bins) if bins else None,
+            Tally(*values["anchor"]) if values["anchor"] else None,
         )
         trial.test = PairedTest.restored(trial.test.alpha, values["test"])
         trial.overall = Tally(*values["overall"])

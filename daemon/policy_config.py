@@ -243,8 +243,8 @@ class GateConfig(Section):
         ge=0,
         le=100,
         description="Points of accuracy that may be lost on the anchor, `memory.anchor` events of"
-        " the first training. Wide, as an old regime can be recalled; not asked after a concept"
-        " drift, which makes the anchor's labels wrong.",
+        " the first training, beyond what is won on the stream. Wide, as an old regime can be"
+        " recalled; not asked after a concept drift, which makes the anchor's labels wrong.",
     )
     calibration: float = Field(
         default=0.05,

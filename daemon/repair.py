@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from daemon.canary import Canary
 from daemon.config import Config
 from daemon.events import columns
 from daemon.evidence import PairedTest, Tally
-from daemon.gate import RECALL_EVENTS, Check, Trial, Verdict, anchor_check, artefact_checks
+from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
@@ -729,9 +729,9 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session, champion.session, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        checks += self._anchored(challenger, champion, incident)
         names, slices = state.classes.names, self._slices()
-        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from, slices)
+        anchored = self._anchored(challenger, champion, incident)
+        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from, slices, anchored)
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
@@ -743,19 +743,17 @@ class Repair:
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
 
-    def _anchored(
-        self, challenger: Served, champion: Served, incident: Incident
-    ) -> Iterator[Check]:
-        """What the challenger has forgotten of the anchor; not where its labels hold no longer."""
+    def _anchored(self, challenger: Served, champion: Served, incident: Incident) -> Tally | None:
+        """What the challenger has forgotten of the anchor; None where its labels hold no longer."""
         anchor = self.state.memory.anchor
         if not len(anchor) or incident.kind == "concept":
-            return
+            return None
         anchor = self._embedded(anchor, champion)
         ours, theirs = self._predict(challenger, anchor), self._predict(champion, anchor)
         tally = Tally()
         truth = anchor.labels
         tally.observe(ours.predicted == truth, theirs.predicted == truth)
-        yield anchor_check(tally, self.config.gate)
+        return tally
 
     def _slices(self) -> Slices | None:
         """The slices of the table that comes in now; None for texts."""

@@ -11,7 +11,7 @@ import pytest
 from daemon.calibration import Calibration
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.evidence import PairedTest, Tally, log_e_above
-from daemon.gate import Trial, anchor_check, artefact_checks
+from daemon.gate import Trial, artefact_checks
 from daemon.policy import Attempt, Incident, Situation, choose
 from daemon.policy_config import GateConfig, PolicyConfig
 from daemon.prequential import Prequential
@@ -187,17 +187,27 @@ def test_flips_are_kept_in_their_budget():
     assert outcome(within, "negative_flips") == "pass"
 
 
+def on_anchor(lost, gained, *, anchor=200, events=400):
+    """A trial whose challenger loses that share of the anchor, and wins that of the stream."""
+    gate = trial(forgetting=20.0, min_events=100)
+    gate.anchor = Tally()
+    gate.anchor.observe(np.arange(anchor) >= lost * anchor, np.ones(anchor, bool))
+    truth = np.zeros(events, dtype=np.int64)
+    wrong = (np.arange(events) < gained * events).astype(np.int64)
+    gate.observe(truth, opinion(truth), opinion(wrong))
+    return outcome(gate, "forgetting")
+
+
 def test_forgetting_the_anchor_is_shown_not_guessed():
-    config = GateConfig(forgetting=20.0)
-    kept = Tally()
-    kept.observe(np.arange(200) % 10 > 1, np.ones(200, bool))
-    assert anchor_check(kept, config).outcome == "pass"
-    lost = Tally()
-    lost.observe(np.arange(200) % 10 > 4, np.ones(200, bool))
-    assert anchor_check(lost, config).outcome == "fail"
-    few = Tally()
-    few.observe(np.zeros(2, bool), np.ones(2, bool))
-    assert anchor_check(few, config).outcome == "pass"
+    assert on_anchor(0.2, 0.05) == "pass"
+    assert on_anchor(0.5, 0.05) == "fail"
+    assert on_anchor(1.0, 0.05, anchor=2) == "pass"
+    assert on_anchor(0.5, 0.05, events=50) == "open"
+
+
+def test_what_is_won_on_the_stream_may_be_lost_on_the_anchor():
+    assert on_anchor(0.5, 0.4) == "pass"
+    assert on_anchor(0.9, 0.4) == "fail"
 
 
 def test_a_boasting_challenger_is_rejected():

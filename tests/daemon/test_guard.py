@@ -72,7 +72,7 @@ class Stream:
         answer = Answer(embeddings[:, :3].argmax(axis=1), sure, embeddings)
         admitted = self.admission.admit(events, who, answer, self.champion)
         state.memory.add(events.take(admitted), "e1")
-        state.online.learn(embeddings[admitted], labels[admitted])
+        state.online.learn(embeddings[admitted], embeddings[admitted], labels[admitted])
         state.events += n
         self.held += list(zip(who[~admitted], (labels != truth)[~admitted], strict=True))
         return admitted

@@ -108,7 +108,7 @@ def test_a_seed_makes_the_same_first_version_again(examples, tmp_path):
     "strategy", ["head", "partial", "progressive", "ia3", "lora", "adapter", "full"]
 )
 def test_the_first_version_can_be_made_by_any_strategy(examples, tmp_path, strategy):
-    model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
+    model = ModelConfig(task="tabular", table="network", features=[{"name": "a"}, {"name": "b"}])
     learn = LearnConfig(training=TrainingConfig(encoder_rate=0.003, rounds=2))
     job = Job(
         id="first",
