@@ -157,8 +157,8 @@ class Trial:
     ``labels`` names the daemon's classes by index; it may grow while the trial runs. The version
     looked best of ``chosen_from`` candidates on events that count in the trial: it must show so
     many times the evidence (Bonferroni). ``slices``: the parts of a table that are looked at on
-    their own, None where there are none. ``anchor``: what was won and lost on the anchor, None where
-    it is not asked.
+    their own, None where there are none. ``anchor``: what was won and lost on the anchor, None
+    where it is not asked.
     """
 
     version: str
