@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from daemon.api import Health
 from daemon.checkpoint import CheckpointError, CheckpointStore
+from daemon.clock import Clock
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
 from daemon.events import EMPTY, EventBatch
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.repair import Repair
-from daemon.served import Answer, Served
+from daemon.served import Answer, Opener, Served
 from daemon.sources import Poll, Source
 from daemon.state import State
 from daemon.stream_config import FileSourceConfig
@@ -60,6 +61,8 @@ class Loop:
         metrics: Metrics | None = None,
         health: Health | None = None,
         actor: str = "driftd",
+        clock: Clock = time,
+        opener: Opener = Served.open,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -69,7 +72,8 @@ class Loop:
         self.metrics = metrics or Metrics(config.name)
         self.health = health or Health()
         self.actor = actor
-        self.state = State(config)
+        self.clock = clock
+        self.state = State(config, clock)
         self.champion: Served | None = None
         self.paused = self.pinned = False
         self.journal = JournalWriter(registry.journal, lambda: self.state.events)
@@ -82,12 +86,14 @@ class Loop:
             self.metrics,
             self.open_version,
             actor,
+            clock,
         )
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
         self._repair_again = 0.0
-        self._checkpointed = (time.monotonic(), 0)
-        self._started = time.time()
+        self._open = opener
+        self._checkpointed = (clock.monotonic(), 0)
+        self._started = clock.time()
         self._last_time = float("nan")
         self._connected: bool | None = None
         self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
@@ -162,12 +168,12 @@ class Loop:
         try:
             self._serve_requests()
             self._bootstrap_if_due()
-            if time.monotonic() >= self._repair_again:
+            if self.clock.monotonic() >= self._repair_again:
                 self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
             self.follow()
         except (RegistryError, OSError) as error:
             # A full disk or a store that is away: go on observing, try again in a moment.
-            self._repair_again = time.monotonic() + RETRY_SECONDS
+            self._repair_again = self.clock.monotonic() + RETRY_SECONDS
             self._survived("repair", error)
         self.journal.flush()
         self._checkpoint_if_due()
@@ -305,7 +311,7 @@ class Loop:
         """Open a version as the server does: digests verified, then the session."""
         folder = self.registry.path(version, verify=True)
         manifest = self.registry.version(version).manifest
-        return Served.open(folder, manifest, self.state.classes)
+        return self._open(folder, manifest, self.state.classes)
 
     def follow(self) -> None:
         """Follow the registry: who serves, and what operators said."""
@@ -330,7 +336,7 @@ class Loop:
         if resumed:
             self.metrics.champion(version, state.champion_since)
             return
-        began = time.time()
+        began = self.clock.time()
         state.follow_champion(served, began)
         mine = move is not None and move.actor == self.actor
         promotion = move is not None and move.kind == "promote"
@@ -365,7 +371,7 @@ class Loop:
         then, events = self._checkpointed
         settings = self.config.checkpoint
         due = self.state.events - events >= settings.every_events
-        if due or time.monotonic() - then >= settings.every_seconds:
+        if due or self.clock.monotonic() - then >= settings.every_seconds:
             self._checkpoint_or_later()
 
     def _checkpoint_or_later(self) -> None:
@@ -373,7 +379,8 @@ class Loop:
             self.checkpoint()
         except (CheckpointError, DeadLetterError) as error:
             # Not fatal: the old checkpoint stands and the events can be read again.
-            again = time.monotonic() - self.config.checkpoint.every_seconds + RETRY_SECONDS
+            every = self.config.checkpoint.every_seconds
+            again = self.clock.monotonic() - every + RETRY_SECONDS
             self._checkpointed = (again, self.state.events)
             self._survived("checkpoint", error)
 
@@ -385,7 +392,7 @@ class Loop:
         self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
         self.metrics.checkpoint_bytes().set(size)
         self.metrics.checkpoint_timestamp().set_to_current_time()
-        self._checkpointed = (time.monotonic(), self.state.events)
+        self._checkpointed = (self.clock.monotonic(), self.state.events)
         self.source.checkpointed(self.state.positions)
 
     def _survived(self, where: str, error: Exception) -> None:
@@ -396,7 +403,7 @@ class Loop:
     def _report(self) -> None:
         state, source = self.state, self.source
         self.metrics.source_connected().set(source.connected)
-        self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
+        self.metrics.lag_seconds().set(max(0.0, self.clock.time() - self._last_time))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
@@ -488,7 +495,7 @@ class Loop:
                 **probation.test.as_dict(),
             },
             "memory": state.memory.sizes(),
-            "checkpoint_age_seconds": round(time.monotonic() - self._checkpointed[0], 1),
+            "checkpoint_age_seconds": round(self.clock.monotonic() - self._checkpointed[0], 1),
         }
 
     def _phase(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.clock import Clock
 from daemon.config import Config
 from daemon.evidence import PairedTest
 from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
@@ -26,10 +27,9 @@ from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Judge, Served, encoder_digest
+from daemon.served import Answer, Answering, Judge, Served, encoder_digest
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
-from deploy.session import Session
 from drift import Diagnosis
 from learn.examples import Examples
 from registry import ManifestDraft, Registry, RegistryError
@@ -58,6 +58,7 @@ class Repair:
         metrics: Metrics,
         open_version: Open,
         actor: str,
+        clock: Clock = time,
     ) -> None:
         self.config = config
         self.state = state
@@ -69,6 +70,7 @@ class Repair:
         self.challenger: Served | None = None
         self.yardstick: Served | None = None
         self._open = open_version
+        self._clock = clock
         self._cutoff = 0
         self._bootstrap_again = 0.0
         self._waiting = ""
@@ -204,9 +206,9 @@ class Repair:
 
     def bootstrap(self) -> None:
         """Make the first version from what is in memory; after a failure, not again at once."""
-        if time.monotonic() < self._bootstrap_again:
+        if self._clock.monotonic() < self._bootstrap_again:
             return
-        self._bootstrap_again = time.monotonic() + BOOTSTRAP_RETRY_SECONDS
+        self._bootstrap_again = self._clock.monotonic() + BOOTSTRAP_RETRY_SECONDS
         state, settings = self.state, self.config.bootstrap
         incident = Incident(
             id="",
@@ -702,7 +704,7 @@ class Repair:
             self._attempt_ended("rejected", str(error))
             return
         state.trial, self.challenger = None, None
-        state.promotions.append(time.time())
+        state.promotions.append(self._clock.time())
         self.metrics.promotions(trial.rung).inc()
         self._attempt_ended("promoted", verdict.reason, gain=trial.test.gain)
         if trial.rung == "recall" and state.incident is not None:
@@ -840,7 +842,7 @@ def _or(value: float, otherwise: float) -> float:
     return otherwise if math.isnan(value) else value
 
 
-def _latency_ratio(challenger: Session, champion: Session, state: State) -> float | None:
+def _latency_ratio(challenger: Answering, champion: Answering, state: State) -> float | None:
     """Median time of one item by the challenger over the champion's, in turn on the same items."""
     sample = state.memory.recent(LATENCY_ROUNDS, since=0).inputs
     if not len(sample):

@@ -7,14 +7,15 @@ judging one beside another costs a matrix product on embeddings already at hand,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.session import Head, Session, read_head
+from deploy.session import Head, Prediction, Session, read_head
 from registry.manifest import Manifest
 
 ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
@@ -72,10 +73,25 @@ class Answer:
     embeddings: NDArray[np.float32]
 
 
+class Answering(Protocol):
+    """What a version answers with: its `Session`, or one that has kept the embeddings."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The version's classes, in the order of its output."""
+
+    @property
+    def head(self) -> Head:
+        """Its last layer."""
+
+    def predict(self, inputs: NDArray[np.generic]) -> Prediction:
+        """Predict ``n`` inputs, in their order."""
+
+
 class Served:
     """One version, opened from its folder as the server opens it."""
 
-    def __init__(self, version: str, session: Session, encoder: str, classes: Classes) -> None:
+    def __init__(self, version: str, session: Answering, encoder: str, classes: Classes) -> None:
         self.version = version
         self.session = session
         self.encoder = encoder
@@ -121,6 +137,9 @@ class Served:
         if encoder == self.encoder:
             return self.judge(embeddings)
         return self.answer(inputs).predicted
+
+
+Opener = Callable[[Path, Manifest, Classes], Served]
 
 
 class Judge:
