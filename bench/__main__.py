@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="under a minute, on less; nothing is written"
     )
+    parser.add_argument(
+        "--only", help="parts of it, with commas; the others keep the figures that they have"
+    )
     options = parser.parse_args()
     if options.name is None:
         for name in names():
@@ -36,7 +39,10 @@ def main() -> None:
             print(f"{name:10} {words.splitlines()[0] if words else ''}")
         return
     began = time.monotonic()
-    rows: list[Row] = list(importlib.import_module(f"bench.{options.name}").rows(options.quick))
+    parts = {"only": options.only.split(",")} if options.only else {}
+    rows: list[Row] = list(
+        importlib.import_module(f"bench.{options.name}").rows(options.quick, **parts)
+    )
     show(options.name, rows)
     if not options.quick:
         print(f"written: {save(options.name, rows, time.monotonic() - began).name}")

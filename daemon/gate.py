@@ -18,6 +18,8 @@ from daemon.evidence import PairedTest
 from daemon.policy_config import GateConfig
 
 RECALL_EVENTS = 300
+# An FP32 file below this is mostly graph, which INT8 does not shrink: its ratio says nothing.
+SMALL_FILE_BYTES = 1_000_000
 
 Outcome = Literal["pass", "fail", "open"]
 Decision = Literal["promote", "reject", "undecided"]
@@ -96,17 +98,20 @@ def artefact_checks(
     ``metrics`` is the manifest's: ``size_ratio`` (INT8 bytes over FP32 bytes) and
     ``parity_points`` (FP32 accuracy minus INT8 accuracy, in points), where they were measured. A
     loss counts as over the limit when it is by more than ``parity_error`` (its standard error):
-    one answer among a hundred is a point, and no evidence.
+    one answer among a hundred is a point, and no evidence. The size is not looked at where
+    ``fp32_size_bytes`` says that the model is tiny, as a table's is.
     ``latency_ratio`` is the challenger's median time for one item over the champion's, or None
     where both run the same graph.
     """
     checks = []
+    size = metrics.get("fp32_size_bytes")
+    tiny = isinstance(size, int | float) and size < SMALL_FILE_BYTES
     for name, limit, unit in (
         ("size_ratio", config.size_ratio, "of the FP32 size"),
         ("parity_points", config.parity_points, "points below FP32"),
     ):
         measured = metrics.get(name)
-        if not isinstance(measured, int | float):
+        if not isinstance(measured, int | float) or (name == "size_ratio" and tiny):
             continue
         error = metrics.get("parity_error", 0.0) if name == "parity_points" else 0.0
         assert isinstance(error, int | float)

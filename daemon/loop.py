@@ -8,6 +8,7 @@ knows is in `State`; everything that changed who serves is read back from the re
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import asdict
@@ -40,6 +41,8 @@ MAX_EVENTS = 256
 POLL_SECONDS = 0.2
 ONLINE_CHUNK = 32
 RETRY_SECONDS = 2.0
+# While an incident is open its monitors go on alarming: diagnosed anew after so many events.
+TOLD_AGAIN = 256
 
 
 class Loop:
@@ -90,7 +93,8 @@ class Loop:
         )
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
-        self._repair_again = 0.0
+        self._told = 0
+        self._repair_again = -math.inf
         self._open = opener
         self._checkpointed = (clock.monotonic(), 0)
         self._started = clock.time()
@@ -229,6 +233,9 @@ class Loop:
                 reason=f"cooling down until event {state.quiet_until}",
             )
             return
+        if state.incident is not None and state.events - self._told < TOLD_AGAIN:
+            return
+        self._told = state.events
         assert state.watch.reference is not None
         recent = state.watch.recent
         diagnosis = diagnose(

@@ -72,7 +72,7 @@ class Repair:
         self._open = open_version
         self._clock = clock
         self._cutoff = 0
-        self._bootstrap_again = 0.0
+        self._bootstrap_again = -math.inf
         self._waiting = ""
 
     # ---------------------------------------------------------------- what the loop reports

@@ -48,6 +48,7 @@ COMMANDS = {
     "refresh": "moves",
     "journal": "journal",
     "explain": "explain",
+    "replay": "replay",
 }
 
 

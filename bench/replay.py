@@ -1,0 +1,172 @@
+"""Replays of real streams: accuracy, cost and useful life of frozen, retraining and the ladder.
+
+``--only elec2`` runs one stream (several with commas) and keeps the figures of the others; what
+was interrupted is resumed, policy by policy, from ``.cache/bench/replay``. A stream is timed at
+its own pace where its data tell it, else at an event a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench._replay_streams import STREAMS, Stream
+from bench.report import RESULTS, Row, row
+from bench.streams import NoData
+from daemon.config import Config
+from daemon.replay import Replay, measure, parse, read
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bench" / "replay"
+POLICIES = ("frozen", "ladder", "online", "every:1000:head", "at-alarm")
+NEAR_BEST, SHARE_OF_COST, LONGER_LIFE, NO_WORSE = -0.3, 1 / 3, 3.0, -0.2
+QUICK_EVENTS = 3_000
+
+
+def rows(quick: bool, only: Sequence[str] = ()) -> Iterator[Row]:
+    """Run the streams; quick: the beginning of NOAA, with the policies that train only heads."""
+    if quick:
+        yield from _quick()
+        return
+    unknown = set(only) - STREAMS.keys()
+    if unknown:
+        raise SystemExit(f"no stream {', '.join(sorted(unknown))}: there are {', '.join(STREAMS)}")
+    for name, make in STREAMS.items():
+        if only and name not in only:
+            yield from _kept(name)
+            continue
+        try:
+            figures = replayed(name, make())
+        except NoData as reason:
+            yield Row(name, None, note=str(reason))
+            continue
+        yield from judged(name, make().drifts, figures)
+    yield from speed()
+
+
+def replayed(
+    name: str, stream: Stream, policies: Sequence[str] = POLICIES, place: Path = CACHE
+) -> dict[str, Any]:
+    """The figures of each policy on the stream."""
+    path = place / f"{name}.jsonl"
+    if not path.exists():
+        stream.write(path)
+    config = Config.model_validate(
+        {**stream.settings, "source": {"kind": "file", "path": str(path)}}
+    )
+    recording = read(config)
+    replay = Replay(config, recording, parse(policies, config), place / name)
+    replay.prepare(resume=True)
+    outcomes = replay.run()
+    found = measure(recording, outcomes)
+    return {
+        "target": found.target,
+        "yardsticks": found.yardsticks,
+        "figures": found.figures,
+        "speed": {o.policy: len(found.positions) / o.loop_cpu_seconds for o in outcomes},
+    }
+
+
+def judged(name: str, drifts: bool, found: dict[str, Any]) -> Iterator[Row]:
+    """Each policy's figures, and the ladder's against what was promised of it."""
+    figures, beside = found["figures"], found["yardsticks"]
+    note = ", ".join(f"{k} {100 * v:.1f}" for k, v in beside.items())
+    for policy, f in figures.items():
+        yield row(f"{name}: {policy}", 100 * f["accuracy"], "%", note=_told(f) + f"; {note}")
+    ladder, frozen = figures["ladder"], figures["frozen"]
+    if not drifts:
+        gain = 100 * (ladder["accuracy"] - frozen["accuracy"])
+        yield row(f"{name}: ladder over frozen", gain, "points", f">= {NO_WORSE}")
+        yield row(f"{name}: promotions without drift", ladder["promotions"], "", "<= 1")
+        return
+    best = max(figures, key=lambda k: figures[k]["accuracy"])
+    behind = 100 * (ladder["accuracy"] - figures[best]["accuracy"])
+    yield row(f"{name}: ladder over the best", behind, "points", f">= {NEAR_BEST}", f"best: {best}")
+    full = figures.get("at-alarm", {}).get("training_cpu_seconds")
+    if full:
+        share = ladder["training_cpu_seconds"] / full
+        yield row(f"{name}: CPU over retraining at alarms", share, "", f"<= {SHARE_OF_COST:.4f}")
+    else:
+        why = "nothing was retrained at an alarm"
+        yield Row(f"{name}: CPU over retraining at alarms", None, note=why)
+    ratio, life = ladder["useful_life_ratio"], ladder["useful_life"]
+    if ratio is None:
+        why = "frozen lives to the end"
+        yield Row(f"{name}: useful life over frozen", None, note=why)
+        return
+    told = "lives to the end" if life is None else f"{life:,} events"
+    yield row(
+        f"{name}: useful life over frozen",
+        ratio,
+        "x",
+        f">= {LONGER_LIFE:g}",
+        f"{told}, frozen {frozen['useful_life']:,}; target {100 * found['target']:.1f} %",
+    )
+
+
+def _told(f: dict[str, Any]) -> str:
+    life = "to the end" if f["useful_life"] is None else f"{f['useful_life']:,}"
+    avoided = f["errors_avoided_per_cpu_second"]
+    parts = [
+        f"{f['training_cpu_seconds']:,.0f} CPU-s of training",
+        f"{f['refreshes']} refreshes, {f['promotions']} promotions, {f['rollbacks']} rollbacks",
+        f"below target {f['below_target']:.0%}, life {life}",
+        f"kappa-temporal {f['kappa_temporal']:.2f}",
+    ]
+    if avoided is not None:
+        parts.append(f"{avoided:,.1f} errors avoided a CPU-s")
+    if f["forgetting"] is not None:
+        parts.append(f"forgot {100 * f['forgetting']:.1f} points")
+    return "; ".join(parts)
+
+
+def speed() -> Iterator[Row]:
+    """The loop on embeddings at hand, in full batches: a stream without drift, nothing trained."""
+    try:
+        stream = STREAMS["elec2-shuffled"]()
+    except NoData as reason:
+        yield Row("speed on kept embeddings", None, note=str(reason))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "events.jsonl")
+        stream.write(path)
+        config = Config.model_validate(
+            {**stream.settings, "source": {"kind": "file", "path": str(path)}}
+        )
+        recording = read(config)
+        for turn, target in ((256, ">= 20000"), (32, "")):
+            place = Path(folder, f"turn-{turn}")
+            replay = Replay(config, recording, parse(["frozen"], config), place, events_a_turn=turn)
+            replay.prepare(resume=False)
+            (outcome,) = replay.run()
+            events = int((outcome.predicted >= 0).sum())
+            pace = events / outcome.loop_cpu_seconds
+            figure = f"loop on kept embeddings, {turn} events a turn"
+            yield row(figure, pace, "events/CPU-s", target, f"{events:,} events, with arming")
+
+
+def _quick() -> Iterator[Row]:
+    try:
+        stream = STREAMS["noaa"]()
+    except NoData as reason:
+        yield Row("noaa", None, note=str(reason))
+        return
+
+    def beginning() -> Iterator[dict[str, Any]]:
+        return (event for _, event in zip(range(QUICK_EVENTS), stream.events(), strict=False))
+
+    with tempfile.TemporaryDirectory() as folder:
+        some = dataclasses.replace(stream, events=beginning)
+        found = replayed("noaa", some, ("frozen", "ladder", "online"), Path(folder))
+    yield from judged(f"noaa, {QUICK_EVENTS:,} events", True, found)
+
+
+def _kept(name: str) -> Iterator[Row]:
+    """The figures that an earlier run has left."""
+    path = RESULTS / "replay.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    mine = [Row(**r) for r in before if r["figure"].startswith(f"{name}: ")]
+    yield from mine or [Row(name, None, note="not run yet")]
