@@ -177,7 +177,8 @@ class GateConfig(Section):
         default=0.3,
         gt=0,
         description="Size of the INT8 file against FP32. A quantised encoder lies near 0.25; more"
-        " means that something was left unquantised.",
+        " means that something was left unquantised. Models below 1 MB are"
+        " not asked.",
     )
     parity_points: float = Field(
         default=1.0,

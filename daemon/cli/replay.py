@@ -83,7 +83,9 @@ def replay(
     target: float | None,
     as_json: bool,
 ) -> None:
-    """Run recorded events through the daemon's loop, and compare what could be done with them.
+    """Compare what could have been done with recorded events.
+
+    They run through the daemon's own loop, on the clock of the recording, once for each policy.
 
     Nothing outside the report's folder is touched: the configured registry, checkpoint and
     consumer group stay as they are. The policies are
@@ -176,7 +178,7 @@ def _facts(
     name = source.path.name if isinstance(source, FileSourceConfig) else "a topic"
     name = getattr(source, "topic", name)
     by_rung = ", ".join(f"{rung} {seconds:g} s" for rung, seconds in NOMINAL_SECONDS.items())
-    return {
+    facts = {
         "source": name,
         "model": config.name,
         "events": len(recording),
@@ -190,6 +192,7 @@ def _facts(
         "seed": config.seed,
         "not judged": "the gate's limit on latency, which depends on the machine",
     }
+    return {key: value for key, value in facts.items() if value != ""}
 
 
 def _show(found: Comparison) -> None:

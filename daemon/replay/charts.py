@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 WIDTH, HEIGHT = 960, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 40
 POINTS = 480
+GAP = 8.0  # times the usual distance between two points: nothing was measured there
 BAR = 26
 
 
@@ -67,10 +68,8 @@ def curves(
         parts.append(_text(WIDTH - RIGHT - 4, y - 5, level[1], "end"))
     for line in lines:
         x, y_values = thinned(line.x.astype(np.float64), line.y)
-        joined = "L".join(
-            f"{frame.x(a):.1f} {frame.y(b):.1f}" for a, b in zip(x, y_values, strict=True)
-        )
-        parts.append(f'<path class="line p{line.place}" d="M{joined}"/>')
+        path = "".join(_steps(frame, x, y_values))
+        parts.append(f'<path class="line p{line.place}" d="{path}"/>')
     parts += [_mark(mark, frame) for mark in marks]
     return "\n".join([*parts, "</svg>"])
 
@@ -109,6 +108,15 @@ def thinned(
     for stretch in np.array_split(np.arange(len(x)), points // 2):
         kept += sorted({int(stretch[y[stretch].argmin()]), int(stretch[y[stretch].argmax()])})
     return x[kept], y[kept]
+
+
+def _steps(frame: _Frame, x: NDArray[np.float64], y: NDArray[np.float64]) -> Iterator[str]:
+    """The path through the points; broken where the curve has a gap."""
+    gaps = np.diff(x, prepend=x[0])
+    wide = GAP * float(np.median(gaps[1:])) if len(x) > 2 else np.inf
+    for a, b, gap in zip(x.tolist(), y.tolist(), gaps.tolist(), strict=True):
+        verb = "M" if a == x[0] or gap > wide else "L"
+        yield f"{verb}{frame.x(a):.1f} {frame.y(b):.1f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,9 @@ svg{width:100%;height:auto;display:block}svg text{font:12px system-ui,sans-serif
 list-style:none;font-size:.9rem}.key svg{width:34px;display:inline-block;vertical-align:middle}
 .mark{stroke:var(--paper);stroke-width:.6}.mark.alarm{stroke-width:1.5}
 .note{color:var(--soft);font-size:.9rem}.best{font-weight:700}
-@media print{body{max-width:none;padding:0}details>*{display:block}h2{break-after:avoid}
+@media print{body{max-width:none;padding:0}
+details::details-content{content-visibility:visible;display:block;block-size:auto}
+h2{break-after:avoid}
 figure,tr{break-inside:avoid}nav,.skip{display:none}}
 figure{margin:0}
 """
@@ -258,7 +260,7 @@ def _drift(found: Comparison) -> Iterable[str]:
         )
         figure = f"<figure>{chart}<figcaption>{_key([(x.name, x.place) for x in lines])}"
         yield _details(
-            f"{name}: {alarms} alarms", f"{figure}</figcaption></figure>", shown=name == "ladder"
+            f"{name}: alarms {alarms}", f"{figure}</figcaption></figure>", shown=name == "ladder"
         )
 
 

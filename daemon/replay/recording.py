@@ -90,7 +90,12 @@ def read(config: Config, rate: float | None = None) -> Recording:
             "the file's events have no times: name their field in fields.time, or give the pace of"
             " the stream with --rate EVENTS_A_SECOND"
         )
-    return arranged(events, rejected, rate)
+    # A file without times was given the time of reading, which is not the stream's.
+    return arranged(events if timed else _untimed(events), rejected, rate)
+
+
+def _untimed(events: EventBatch) -> EventBatch:
+    return replace(events, times=np.zeros(len(events)))
 
 
 def arranged(events: EventBatch, rejected: int = 0, rate: float | None = None) -> Recording:

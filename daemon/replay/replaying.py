@@ -311,7 +311,7 @@ class _Run:
         outcome.rows = [
             {"kind": row.kind, "position": outcome.position(row.fields["event"]), **row.fields}
             for row in loop.registry.journal.rows(kinds=DECISIONS)
-            if row.fields["event"] >= outcome.served[0]["position"]
+            if row.fields["event"] > outcome.served[0]["position"]  # after the warm-up
         ]
         outcome.versions = [_described(loop.registry, v.id) for v in loop.registry.versions()]
         outcome.held_out = self._held_out()
