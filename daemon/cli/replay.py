@@ -186,7 +186,7 @@ def _facts(
         "first event": clock(float(recording.clock[0])),
         "last event": clock(float(recording.clock[-1])),
         "warm-up, in labelled events": config.bootstrap.warmup_events,
-        "clock": "the recorded times" if rate is None else f"{rate:g} events a second",
+        "clock": "the recorded times" if rate is None else f"{rate:g} a second",
         "label delay": delay or "as recorded",
         "a refresh takes": by_rung if refresh_seconds is None else f"{refresh_seconds:g} s",
         "seed": config.seed,

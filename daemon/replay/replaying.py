@@ -126,6 +126,11 @@ class Replay:
             outcomes.append(Outcome.read(place / SNAPSHOT))
         return outcomes
 
+    def finished(self) -> list[Outcome]:
+        """The outcomes of those policies that have been run to the end."""
+        places = [self.folder / policy.name for policy in self.policies]
+        return [Outcome.read(place / SNAPSHOT) for place in places if (place / DONE).exists()]
+
     def _plan(self) -> dict[str, Any]:
         """What must be the same for a replay to be resumed; policies may be added."""
         return {
@@ -203,7 +208,10 @@ class Replay:
         if fresh:
             operator.begin(loop)
             outcome.served = [_serving(loop, outcome.arrived)]
-        _Run(self, loop, trainer, player, operator, outcome, place).play(after, say)
+        try:
+            _Run(self, loop, trainer, player, operator, outcome, place).play(after, say)
+        finally:
+            trainer.cancel()
         (place / DONE).touch()
 
     def _loop(
