@@ -21,8 +21,9 @@ from daemon.replay.recording import NO_DELAY, Delay, Recording
 
 WINDOW = 500
 TARGET_POINTS = 5.0
+# CPU-seconds; below it the cost is noise, and a quotient by it says nothing.
+LEAST_COST = 1.0
 CHANGED_PAIRS = 12
-CURVE_POINTS = 400
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -226,7 +227,7 @@ def _figures(
         cost = outcome.training_cpu_seconds + extra
         figures["errors_avoided"] = avoided
         figures["cost_cpu_seconds"] = cost
-        if outcome is not base and cost > 0:
+        if outcome is not base and cost >= LEAST_COST:
             figures["errors_avoided_per_cpu_second"] = avoided / cost
     return figures
 
