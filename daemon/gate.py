@@ -111,6 +111,7 @@ def artefact_checks(
     where both run the same graph.
     """
     checks = []
+    size = metrics.get("fp32_size_bytes")
     for name, limit, unit in (
         ("size_ratio", config.size_ratio, "of the FP32 size"),
         ("parity_points", config.parity_points, "points below FP32"),
@@ -118,7 +119,6 @@ def artefact_checks(
         measured = metrics.get(name)
         if not isinstance(measured, int | float):
             continue
-        size = metrics.get("fp32_size_bytes")
         if name == "size_ratio" and isinstance(size, int | float) and size < SMALL:
             continue
         error = metrics.get("parity_error", 0.0) if name == "parity_points" else 0.0

@@ -8,6 +8,7 @@ knows is in `State`; everything that changed who serves is read back from the re
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import asdict, replace
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 from daemon.admission import Admission
 from daemon.api import Health
 from daemon.checkpoint import CheckpointError, CheckpointStore
+from daemon.clock import Clock
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
 from daemon.events import EMPTY, EventBatch
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.repair import Repair
-from daemon.served import Answer, Served
+from daemon.served import Answer, Opener, Served
 from daemon.sources import Poll, Source
 from daemon.state import State
 from daemon.stream_config import FileSourceConfig
@@ -40,6 +42,8 @@ MAX_EVENTS = 256
 POLL_SECONDS = 0.2
 ONLINE_CHUNK = 32
 RETRY_SECONDS = 2.0
+# While an incident is open its monitors go on alarming: diagnosed anew after so many events.
+TOLD_AGAIN = 256
 
 
 class Loop:
@@ -61,6 +65,8 @@ class Loop:
         metrics: Metrics | None = None,
         health: Health | None = None,
         actor: str = "driftd",
+        clock: Clock = time,
+        opener: Opener = Served.open,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -70,7 +76,8 @@ class Loop:
         self.metrics = metrics or Metrics(config.name)
         self.health = health or Health()
         self.actor = actor
-        self.state = State(config)
+        self.clock = clock
+        self.state = State(config, clock)
         self.champion: Served | None = None
         self.paused = self.pinned = False
         self.journal = JournalWriter(registry.journal, lambda: self.state.events)
@@ -83,13 +90,16 @@ class Loop:
             self.metrics,
             self.open_version,
             actor,
+            clock,
         )
         self.admission = Admission(config, self.state, self.journal, self.metrics)
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
-        self._repair_again = 0.0
-        self._checkpointed = (time.monotonic(), 0)
-        self._started = time.time()
+        self._told = 0
+        self._repair_again = -math.inf
+        self._open = opener
+        self._checkpointed = (clock.monotonic(), 0)
+        self._started = clock.time()
         self._last_time = float("nan")
         self._connected: bool | None = None
         self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
@@ -164,12 +174,12 @@ class Loop:
         try:
             self._serve_requests()
             self._bootstrap_if_due()
-            if time.monotonic() >= self._repair_again:
+            if self.clock.monotonic() >= self._repair_again:
                 self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
             self.follow()
         except (RegistryError, OSError) as error:
             # A full disk or a store that is away: go on observing, try again in a moment.
-            self._repair_again = time.monotonic() + RETRY_SECONDS
+            self._repair_again = self.clock.monotonic() + RETRY_SECONDS
             self._survived("repair", error)
         self.journal.flush()
         self._checkpoint_if_due()
@@ -260,6 +270,9 @@ class Loop:
                 reason=f"cooling down until event {state.quiet_until}",
             )
             return
+        if state.incident is not None and state.events - self._told < TOLD_AGAIN:
+            return
+        self._told = state.events
         assert state.watch.reference is not None
         recent = state.watch.recent
         diagnosis = diagnose(
@@ -316,7 +329,7 @@ class Loop:
         """Open a version as the server does: digests verified, then the session."""
         folder = self.registry.path(version, verify=True)
         manifest = self.registry.version(version).manifest
-        return Served.open(folder, manifest, self.state.classes)
+        return self._open(folder, manifest, self.state.classes)
 
     def follow(self) -> None:
         """Follow the registry: who serves, and what operators said."""
@@ -342,7 +355,7 @@ class Loop:
             state.resume_online(served)
             self.metrics.champion(version, state.champion_since)
             return
-        began = time.time()
+        began = self.clock.time()
         state.follow_champion(served, began)
         mine = move is not None and move.actor == self.actor
         promotion = move is not None and move.kind == "promote"
@@ -392,7 +405,7 @@ class Loop:
         then, events = self._checkpointed
         settings = self.config.checkpoint
         due = self.state.events - events >= settings.every_events
-        if due or time.monotonic() - then >= settings.every_seconds:
+        if due or self.clock.monotonic() - then >= settings.every_seconds:
             self._checkpoint_or_later()
 
     def _checkpoint_or_later(self) -> None:
@@ -400,7 +413,8 @@ class Loop:
             self.checkpoint()
         except (CheckpointError, DeadLetterError) as error:
             # Not fatal: the old checkpoint stands and the events can be read again.
-            again = time.monotonic() - self.config.checkpoint.every_seconds + RETRY_SECONDS
+            every = self.config.checkpoint.every_seconds
+            again = self.clock.monotonic() - every + RETRY_SECONDS
             self._checkpointed = (again, self.state.events)
             self._survived("checkpoint", error)
 
@@ -412,7 +426,7 @@ class Loop:
         self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
         self.metrics.checkpoint_bytes().set(size)
         self.metrics.checkpoint_timestamp().set_to_current_time()
-        self._checkpointed = (time.monotonic(), self.state.events)
+        self._checkpointed = (self.clock.monotonic(), self.state.events)
         self.source.checkpointed(self.state.positions)
 
     def _survived(self, where: str, error: Exception) -> None:
@@ -423,7 +437,7 @@ class Loop:
     def _report(self) -> None:
         state, source = self.state, self.source
         self.metrics.source_connected().set(source.connected)
-        self.metrics.lag_seconds().set(max(0.0, time.time() - self._last_time))
+        self.metrics.lag_seconds().set(max(0.0, self.clock.time() - self._last_time))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
@@ -523,7 +537,7 @@ class Loop:
             "awaiting_labels": len(state.awaiting),
             "quarantine": [case.as_dict() for case in state.quarantine.cases.values()],
             "memory": state.memory.sizes(),
-            "checkpoint_age_seconds": round(time.monotonic() - self._checkpointed[0], 1),
+            "checkpoint_age_seconds": round(self.clock.monotonic() - self._checkpointed[0], 1),
         }
 
     def _phase(self) -> str:

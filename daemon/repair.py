@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.canary import Canary
+from daemon.clock import Clock
 from daemon.config import Config
 from daemon.events import columns
 from daemon.evidence import PairedTest, Tally
@@ -61,6 +62,7 @@ class Repair:
         metrics: Metrics,
         open_version: Open,
         actor: str,
+        clock: Clock = time,
     ) -> None:
         self.config = config
         self.state = state
@@ -72,8 +74,9 @@ class Repair:
         self.challenger: Served | None = None
         self.yardstick: Served | None = None
         self._open = open_version
+        self._clock = clock
         self._cutoff = 0
-        self._bootstrap_again = 0.0
+        self._bootstrap_again = -math.inf
         self._waiting = ""
 
     # ---------------------------------------------------------------- what the loop reports
@@ -240,9 +243,9 @@ class Repair:
 
     def bootstrap(self) -> None:
         """Make the first version from what is in memory; after a failure, not again at once."""
-        if time.monotonic() < self._bootstrap_again:
+        if self._clock.monotonic() < self._bootstrap_again:
             return
-        self._bootstrap_again = time.monotonic() + BOOTSTRAP_RETRY_SECONDS
+        self._bootstrap_again = self._clock.monotonic() + BOOTSTRAP_RETRY_SECONDS
         state, settings = self.state, self.config.bootstrap
         incident = Incident(
             id="",
@@ -727,7 +730,7 @@ class Repair:
         challenger = self._open(version)
         ratio = None
         if challenger.encoder != champion.encoder:
-            ratio = _latency_ratio(challenger.session, champion.session, state)
+            ratio = _latency_ratio(challenger.session.graph, champion.session.graph, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
         names, slices = state.classes.names, self._slices()
         anchored = self._anchored(challenger, champion, incident)
@@ -866,7 +869,7 @@ class Repair:
             return
         self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
-        state.promotions.append(time.time())
+        state.promotions.append(self._clock.time())
         self.metrics.promotions(trial.rung).inc()
         self._attempt_ended("promoted", verdict.reason, gain=trial.test.gain)
         if trial.rung == "recall" and state.incident is not None:

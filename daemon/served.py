@@ -8,15 +8,17 @@ judging one beside another costs a matrix product on embeddings already at hand,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from deploy.session import Head, Session, read_head
+from deploy.preprocess import Preprocessor
+from deploy.session import Head, Prediction, Session, read_head
 from registry.manifest import Manifest
 
 ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
@@ -96,13 +98,36 @@ class Answer:
         return Opinion(self.predicted, self.probabilities.max(axis=1, initial=0.0))
 
 
+class Answering(Protocol):
+    """What a version answers with: its `Session`, or one that has kept the embeddings."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The version's classes, in the order of its output."""
+
+    @property
+    def head(self) -> Head:
+        """Its last layer."""
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Makes the graph's feeds of inputs."""
+
+    @property
+    def graph(self) -> Session:
+        """What runs the version's own graph each time."""
+
+    def predict(self, inputs: NDArray[np.generic]) -> Prediction:
+        """Predict ``n`` inputs, in their order."""
+
+
 class Served:
     """One version, opened from its folder as the server opens it."""
 
     def __init__(
         self,
         version: str,
-        session: Session,
+        session: Answering,
         encoder: str,
         classes: Classes,
         folder: Path | None = None,
@@ -155,6 +180,9 @@ class Served:
         if encoder == self.encoder:
             return self.judge(embeddings)
         return self.answer(inputs).opinion
+
+
+Opener = Callable[[Path, Manifest, Classes], Served]
 
 
 class Judge:

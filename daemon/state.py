@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from daemon.awaiting import Awaiting
 from daemon.canary import Canary
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
+from daemon.clock import Clock
 from daemon.config import Config
 from daemon.evidence import PairedTest
 from daemon.gate import Trial
@@ -56,8 +57,9 @@ class Record:
 class State:
     """The daemon's knowledge, in memory."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Clock = time) -> None:
         self.config = config
+        self._clock = clock
         self.classes = Classes(config.model.labels or ())
         self.memory = Memory(config.memory)
         self.watch = Watch(config.drift, config.policy.settle_events)
@@ -145,9 +147,9 @@ class State:
         else:
             self.restart_online(served)
 
-    def promotions_today(self, now: float | None = None) -> int:
+    def promotions_today(self) -> int:
         """Promotions by the daemon in the last 24 hours."""
-        now = time.time() if now is None else now
+        now = self._clock.time()
         self.promotions = [at for at in self.promotions if now - at < DAY]
         return len(self.promotions)
 

@@ -112,6 +112,11 @@ class Session:
             raise LoadError("bad_files", f"cannot read version {folder}: {error!r}") from error
         return cls(model, preprocessor, labels, head, threads=threads, batch=batch)
 
+    @property
+    def graph(self) -> Session:
+        """Itself: what runs the graph each time."""
+        return self
+
     def on(self, model: Path) -> Session:
         """Another graph of the same version (its FP32 original), with all else alike."""
         return Session(model, self.preprocessor, self.labels, self.head, batch=self._batch)

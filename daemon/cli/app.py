@@ -50,6 +50,7 @@ COMMANDS = {
     "quarantine": "moves",
     "journal": "journal",
     "explain": "explain",
+    "replay": "replay",
     "keygen": "keys",
     "export-mlflow": "exchange",
     "import-mlflow": "exchange",

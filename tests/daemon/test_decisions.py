@@ -259,6 +259,10 @@ def test_the_file_itself_must_be_small_and_true():
     assert {check.outcome for check in good} == {"pass"}
     bad = artefact_checks({"size_ratio": 0.9, "parity_points": 5.0}, config, 9.0)
     assert {check.outcome for check in bad} == {"fail"}
+    # A table's file is mostly graph, which quantising does not shrink.
+    tiny = {"size_ratio": 0.9, "fp32_size_bytes": 70_000.0}
+    assert not artefact_checks(tiny, config, None)
+    assert artefact_checks({**tiny, "fp32_size_bytes": 9e7}, config, None)[0].outcome == "fail"
 
 
 def incident(**changes):
