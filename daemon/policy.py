@@ -88,8 +88,9 @@ class Situation:
     """What the policy may look at.
 
     labelled: labelled events since the incident's onset (or its last promotion). accuracy: of the
-    champion on them, 0 to 1. archived: versions that could be recalled. promotions_today: by the
-    daemon in the last 24 hours.
+    champion on them, 0 to 1. archived: versions that could be recalled. deep: whether the model has
+    layers below its head that training can move. promotions_today: by the daemon in the last 24
+    hours.
     """
 
     event: int
@@ -98,6 +99,7 @@ class Situation:
     archived: int
     online_head: bool
     promotions_today: int
+    deep: bool = True
     pinned: bool = False
     paused: bool = False
 
@@ -142,6 +144,9 @@ def choose(incident: Incident, situation: Situation, config: PolicyConfig) -> Ch
 
 def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -> Choice:
     rungs = [incident.only] if incident.only else [r for r in LADDER if r in config.rungs]
+    if incident.only and incident.only not in SHALLOW and not situation.deep:
+        sentence = f"{incident.only} trains layers that a table's ensemble does not have"
+        return Choice("close", sentence, outcome="failed")
     waiting = ""
     for rung in rungs:
         if incident.tried(rung, situation.event):
@@ -150,7 +155,9 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
             continue
         if rung == "online" and not situation.online_head:
             continue
-        if incident.cause == "drift" and incident.kind == "label" and rung not in LABEL_RUNGS:
+        if rung not in SHALLOW and not situation.deep:
+            continue
+        if incident.cause == "drift" and incident.kind == "label" and rung not in SHALLOW:
             # A moved prior is repaired by the head's bias; deeper layers have nothing to learn.
             continue
         need = config.min_labelled_by_rung.get(rung, config.min_labelled)
@@ -179,7 +186,7 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
 # Cheap enough to be tried again when there is much more to learn from.
 RETRIED: frozenset[Rung] = frozenset({"recall", "online", "head"})
 MORE_DATA = 3
-LABEL_RUNGS: frozenset[Rung] = frozenset({"recall", "online", "head"})
+SHALLOW: frozenset[Rung] = frozenset({"recall", "online", "head"})
 
 
 def _describe(lost: float) -> str:

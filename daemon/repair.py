@@ -171,7 +171,7 @@ class Repair:
                 opened_event=state.events,
                 onset_event=onset,
                 since_event=onset,
-                reference_accuracy=_or(state.watch.reference_accuracy, 1.0),
+                reference_accuracy=max(_or(state.watch.reference_accuracy, 1.0), state.owed),
                 severity=diagnosis.severity,
                 sentence=diagnosis.sentence(state.classes.names),
             )
@@ -321,6 +321,10 @@ class Repair:
         if outcome in ("harmless", "unrepaired"):
             # What moved is the new normal; against the old reference it would alarm for ever.
             state.watch.rearm()
+        if outcome == "unrepaired":
+            state.owed = max(state.owed, incident.reference_accuracy)
+        elif outcome in ("repaired", "improved"):
+            state.owed = 0.0
 
     def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
         state = self.state
@@ -334,6 +338,7 @@ class Repair:
             archived=0 if retrain else len(self._archived(champion)),
             online_head=online and not retrain and not self._tainted(champion.version),
             promotions_today=state.promotions_today(),
+            deep=self.config.model.task == "text" or self.config.model.table == "network",
             paused=paused,
             pinned=pinned,
         )

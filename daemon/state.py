@@ -90,6 +90,9 @@ class State:
         self.quiet_until = self.rest_until = 0
         #: Where the present regime began, and up to where a refresh has learned from it.
         self.regime_event = self.learned_event = 0
+        #: Accuracy, 0 to 1, from which a drift took away what no rung could repair: the next alarm
+        #: measures its damage against it, as the monitors' new normal is the damaged one.
+        self.owed = 0.0
         #: The regime in which each version became normal, by version; the oldest are forgotten.
         self.regimes: dict[str, Signature] = {}
         #: Classes that a refresh for the sake of a new one was given last.
@@ -185,6 +188,7 @@ class State:
             "regime_event": self.regime_event,
             "learned_event": self.learned_event,
             "taught": self.taught,
+            "owed": self.owed,
             "regimes": list(self.regimes),
             "former": self.former[0] if self.former else None,
             "quarantine": self.quarantine.values(),
@@ -264,6 +268,7 @@ class State:
         self.regime_event = values.get("regime_event", 0)
         self.learned_event = values.get("learned_event", self.events)
         self.taught = values.get("taught", 0)
+        self.owed = values.get("owed", 0.0)
         self.regimes = {
             version: Signature.from_arrays(under(f"regimes/{version}", arrays))
             for version in values.get("regimes", ())

@@ -290,6 +290,15 @@ def test_the_lowest_rung_comes_first_and_the_climb_goes_up():
     assert choice.rung == "partial"
 
 
+def test_a_model_that_is_all_head_has_no_deep_rungs():
+    tried = [Attempt(rung, 1200, "rejected") for rung in ("recall", "online", "head")]
+    flat = situation(labelled=2000, deep=False)
+    assert choose(incident(attempts=tried), flat, PolicyConfig()).outcome == "unrepaired"
+    ordered = choose(incident(only="full"), flat, PolicyConfig())
+    assert ordered.outcome == "failed"
+    assert "ensemble" in ordered.reason
+
+
 def test_a_cheap_rung_is_tried_again_with_three_times_the_data():
     config = PolicyConfig(rungs=("head",))
     tried = incident(attempts=[Attempt("head", 1100, "rejected")])

@@ -160,7 +160,11 @@ class Stack:
             "driftd.yaml",
             {
                 "name": MODEL,
-                "model": {"task": "tabular", "features": [{"name": "a"}, {"name": "b"}]},
+                "model": {
+                    "task": "tabular",
+                    "table": "network",
+                    "features": [{"name": "a"}, {"name": "b"}],
+                },
                 "source": {"kind": "file", "path": "events.jsonl", "follow": True},
                 "bootstrap": {"warmup_events": 400},
                 "policy": {
