@@ -610,22 +610,24 @@ def test_a_champion_that_is_back_knows_what_was_normal_for_it(config, tmp_path):
     loop.close("the test is over")
 
 
-def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config):
+def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypatch):
     policy = config.policy.model_copy(update={"rungs": ("recall",), "online_head": False})
     loop = make_loop(config.model_copy(update={"policy": policy}))
+    alarm, seen = loop.repair.alarm, []
+    monkeypatch.setattr(loop.repair, "alarm", lambda d, e: (seen.append(d), alarm(d, e)))
     loop.start()
     loop.run(threading.Event())
-    opened = list(loop.registry.journal.rows(kinds=("incident-opened",)))
-    closed = list(loop.registry.journal.rows(kinds=("incident-closed",)))
-    drifts = [row.fields for row in closed if row.fields["cause"] == "drift"]
-    assert drifts[0]["outcome"] == "unrepaired"
-    before = drifts[0]["reference_accuracy"]
-    assert loop.state.owed == pytest.approx(before, abs=1e-4)
+    closed = loop.registry.journal.rows(kinds=("incident-closed",))
+    (lost,) = [row.fields for row in closed if row.fields["cause"] == "drift"]
+    assert lost["outcome"] == "unrepaired"
+    assert loop.state.owed == pytest.approx(lost["reference_accuracy"], abs=1e-4)
+    assert loop.state.watch.reference_accuracy < loop.state.owed
     loop.checkpoint()
     restored = State(config)
     restored.restore(loop.checkpoints.load())
     assert restored.owed == loop.state.owed
-    later = [row.fields["reference_accuracy"] for row in opened if row.fields["cause"] == "drift"]
-    assert len(later) > 1
-    assert min(later) == before
+    alarm(seen[0])
+    assert loop.state.incident.reference_accuracy == loop.state.owed
+    loop.repair._close("repaired", "a try")
+    assert loop.state.owed == 0.0
     loop.close("the test is over")
