@@ -7,6 +7,7 @@ Inputs are one numpy array whose first axis is the event, whatever the task: an 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -40,6 +41,15 @@ class EventBatch:
     def features(self) -> dict[str, NDArray[np.generic]]:
         """The columns of a table by name, each [n]; none for text."""
         return columns(self.inputs)
+
+    @classmethod
+    def join(cls, parts: Sequence[EventBatch]) -> EventBatch:
+        """All events of all parts, in order; labellers where every part has them."""
+        joined: dict[str, Any] = {}
+        for f in fields(cls):
+            values = [getattr(part, f.name) for part in parts]
+            joined[f.name] = None if any(v is None for v in values) else np.concatenate(values)
+        return cls(**joined)
 
     def take(self, index: NDArray[np.generic]) -> EventBatch:
         """The events at ``index`` (integer positions or a boolean mask), as a new batch."""

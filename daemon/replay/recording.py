@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +78,7 @@ def read(config: Config, rate: float | None = None) -> Recording:
         source.close()
     if not batches:
         raise SourceError("there are no events to replay: nothing in the source could be decoded")
-    events = EventBatch(
-        **{
-            f.name: np.concatenate([getattr(batch, f.name) for batch in batches])
-            for f in fields(EventBatch)
-        }
-    )
+    events = EventBatch.join(batches)
     timed = config.fields.time is not None or isinstance(config.source, KafkaSourceConfig)
     if rate is None and not timed:
         raise SourceError(

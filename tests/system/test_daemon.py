@@ -61,7 +61,10 @@ def test_drift_repair_operators_and_a_server_that_never_fails(
     stack.wait(lambda: ask() == "no")
     assert {code for code, _, _ in answers} == {200}
     assert answers[0][2] == "yes"
-    repaired = stack.status()["champion"]
+    repaired = stack.rows("promote")[-1]["version"]
+    stack.wait(
+        lambda: stack.status()["champion"] == repaired
+    )  # the server may be the first to know
     assert stack.rows("alarm")
     assert stack.rows("verdict")[-1]["decision"] == "promote"
 
@@ -77,8 +80,8 @@ def test_drift_repair_operators_and_a_server_that_never_fails(
     stack.wait(lambda: ask() == "yes")
     assert {code for code, _, _ in answers} == {200}
     print(stack.order("status", "--json").stdout)
-    metrics = get(stack.http, "/metrics")[1]
-    assert 'driftd_rollbacks_total{cause="operator",model="table"} 1.0' in metrics
+    counted = 'driftd_rollbacks_total{cause="operator",model="table"} 1.0'
+    stack.wait(lambda: counted in get(stack.http, "/metrics")[1])
 
     assert daemon.stop() == 0
     assert server.stop() == 0
