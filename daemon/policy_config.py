@@ -364,6 +364,23 @@ class ProbationConfig(Section):
     )
 
 
+class TrainingJobConfig(Section):
+    """Training as a Kubernetes Job instead of in the daemon's pod; the chart sets it."""
+
+    template: Path = Field(
+        description="Manifest of a Job, in YAML: image, resources and nodes are its own; name,"
+        " command and deadline are set for each refresh.",
+    )
+    folder: Path = Field(
+        description="Where jobs lie: on a volume that the Job's pods mount at the same path.",
+    )
+    rungs: tuple[Trained, ...] = Field(
+        default=("partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"),
+        description="Rungs that go to a Job. A head takes seconds, less than a pod's start, and"
+        " stays in the daemon's pod.",
+    )
+
+
 class TrainerConfig(Section):
     """Limits of the process that trains; consuming and serving never wait for it."""
 
@@ -388,6 +405,11 @@ class TrainerConfig(Section):
         default=3600.0,
         gt=0,
         description="Wall time after which a refresh is stopped and journalled as failed.",
+    )
+    job: TrainingJobConfig | None = Field(
+        default=None,
+        description="Train as a Kubernetes Job, on nodes with a GPU for example; empty means in a"
+        " process beside the daemon. Threads, memory and priority are then the Job's own.",
     )
 
 
