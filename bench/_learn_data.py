@@ -56,7 +56,7 @@ def intents(quick: bool) -> list[str]:
 def labelled(name: str, labels: list[str]) -> Examples:
     """A data set's (`bench.streams.texts`) examples of ``labels``, as places in them."""
     place = {label: i for i, label in enumerate(labels)}
-    rows = [(text, place[label]) for text, label in zip(*texts(name), strict=True) if label in place]
+    rows = [(text, place[of]) for text, of in zip(*texts(name), strict=True) if of in place]
     inputs = np.empty(len(rows), dtype=object)
     inputs[:] = [text for text, _ in rows]
     truth = np.array([label for _, label in rows], dtype=np.int64)

@@ -175,10 +175,7 @@ def strategies(quick: bool) -> Iterator[Row]:
     """banking77, 10 labels a class: each strategy in a process of its own."""
     seeds = 1 if quick else SEEDS
     names = ("head", "partial") if quick else LADDER
-    runs = {
-        name: [_measured(name, 10, seed, quick) for seed in range(seeds)]
-        for name in names
-    }
+    runs = {name: [_measured(name, 10, seed, quick) for seed in range(seeds)] for name in names}
     full = runs.get("full")
     for name, found in runs.items():
         accuracy = [100 * run["accuracy"] for run in found]

@@ -151,15 +151,14 @@ class TrainingJob:
             while time.monotonic() < deadline and not (self._folder / RESULT).exists():
                 if self._stopped.wait(self._owner.poll_seconds):
                     return
-            self._why = (
-                f"the Job {self._name} failed: {how}"
-                if how
-                else (
-                    f"the Job {self._name} is complete, but left no result in {self._folder}: its pods "
-                    "must mount the daemon's volume at the same path (trainer.job.folder)"
-                )
-            )
+            self._why = f"the Job {self._name} failed: {how}" if how else self._nothing()
             return
+
+    def _nothing(self) -> str:
+        return (
+            f"the Job {self._name} is complete, but left no result in {self._folder}: its pods "
+            "must mount the daemon's volume at the same path (trainer.job.folder)"
+        )
 
 
 def _carry(job: Job, folder: Path) -> None:
