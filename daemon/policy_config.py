@@ -368,10 +368,12 @@ class TrainingJobConfig(Section):
     """Training as a Kubernetes Job instead of in the daemon's pod; the chart sets it."""
 
     template: Path = Field(
+        default=Path("/etc/driftd/training-job.yaml"),
         description="Manifest of a Job, in YAML: image, resources and nodes are its own; name,"
-        " command and deadline are set for each refresh.",
+        " command and deadline are set for each refresh. The chart's place for it.",
     )
     folder: Path = Field(
+        default=Path("/var/lib/driftd-training/jobs"),
         description="Where jobs lie: on a volume that the Job's pods mount at the same path.",
     )
     rungs: tuple[Trained, ...] = Field(
