@@ -43,9 +43,9 @@ class Jobs:
         if not host or not (ACCOUNT / "token").exists():
             raise KubernetesError(
                 0,
-                "trainer.job needs a pod with a service account: no KUBERNETES_SERVICE_HOST, or no "
-                f"token in {ACCOUNT} (automountServiceAccountToken); without trainer.job the "
-                "daemon trains beside itself",
+                "trainer.job needs a pod with a service account, and there is no "
+                f"{ACCOUNT}/token or no KUBERNETES_SERVICE_HOST; set trainer.job.enabled: false "
+                "to train beside the daemon",
             )
         return cls(host, int(os.environ.get("KUBERNETES_SERVICE_PORT", "443")))
 

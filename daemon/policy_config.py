@@ -367,6 +367,11 @@ class ProbationConfig(Section):
 class TrainingJobConfig(Section):
     """Training as a Kubernetes Job instead of in the daemon's pod; the chart sets it."""
 
+    enabled: bool = Field(
+        default=False,
+        description="Whether to: on nodes with a GPU for example. Threads, memory and priority are"
+        " then the Job's own. Otherwise a process beside the daemon trains.",
+    )
     template: Path = Field(
         default=Path("/etc/driftd/training-job.yaml"),
         description="Manifest of a Job, in YAML: image, resources and nodes are its own; name,"
@@ -408,10 +413,9 @@ class TrainerConfig(Section):
         gt=0,
         description="Wall time after which a refresh is stopped and journalled as failed.",
     )
-    job: TrainingJobConfig | None = Field(
-        default=None,
-        description="Train as a Kubernetes Job, on nodes with a GPU for example; empty means in a"
-        " process beside the daemon. Threads, memory and priority are then the Job's own.",
+    job: TrainingJobConfig = Field(
+        default_factory=TrainingJobConfig,
+        description="Whether refreshes run as Kubernetes Jobs.",
     )
 
 

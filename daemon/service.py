@@ -75,7 +75,7 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health()
     in_cluster = config.trainer.job
-    elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster else None
+    elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
     loop = Loop(
         config,

@@ -18,7 +18,7 @@ SECRETS = ("sasl_password",)
 # What the chart sets itself, by the section's model; a second word about it would be lost.
 OWNED = {
     "RegistryConfig": ("path", "endpoint", "cache", "signing_key", "trusted_keys"),
-    "TrainingJobConfig": ("template", "folder"),
+    "TrainingJobConfig": ("enabled", "template", "folder"),
     "CheckpointConfig": ("path",),
     "HttpConfig": ("host", "port"),
     "ServerConfig": ("host", "port", "workers", "notice_seconds", "drain_seconds"),

@@ -202,10 +202,6 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
             {"mode": "apart", "registry": {"s3": {"url": "s3://b/p"}, "existingClaim": "c"}},
             "two places for one registry",
         ),
-        (
-            {"config": {"source": SOURCE, "trainer": {"job": {"rungs": ["full"]}}}},
-            "config.trainer.job needs training.job.enabled",
-        ),
         ({"daemon": {"keda": {"enabled": True}}}, "daemon.keda needs mode: apart"),
         (
             {"mode": "apart", "daemon": {"keda": {"enabled": True}}},

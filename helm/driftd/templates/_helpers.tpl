@@ -95,7 +95,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 {{- if .Values.training.job.enabled -}}
-{{- $job := dict "template" "/etc/driftd/training-job.yaml" "folder" "/var/lib/driftd-training/jobs" -}}
+{{- $job := dict "enabled" true "template" "/etc/driftd/training-job.yaml" "folder" "/var/lib/driftd-training/jobs" -}}
 {{- $_ := set $ours "trainer" (dict "job" $job) -}}
 {{- end -}}
 {{- $defaults := dict
@@ -139,9 +139,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if and .Values.registry.s3.url .Values.registry.existingClaim -}}
 {{- fail "registry.s3.url and registry.existingClaim are two places for one registry: give one" -}}
-{{- end -}}
-{{- if and (dig "trainer" "job" "" .Values.config) (not .Values.training.job.enabled) -}}
-{{- fail "config.trainer.job needs training.job.enabled" -}}
 {{- end -}}
 {{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
 {{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}
