@@ -66,6 +66,11 @@ _STATUS = {
     "deadline": 504,
 }
 
+_EXTENSIONS = ["binary_tensor_data"]
+
+# Tells how many of a body's first bytes are JSON, where binary tensors follow.
+_JSON_BYTES = "inference-header-content-length"
+
 _INDEX = {
     "name": "driftd",
     "predict": 'POST /predict {"text": "..."} or {"features": {...}} or {"inputs": [...]}',
@@ -144,7 +149,7 @@ class _Api:
         return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def server(self, request: Request) -> Response:
-        return _json(dump({"name": "driftd", "version": self._release, "extensions": []}))
+        return _json(dump({"name": "driftd", "version": self._release, "extensions": _EXTENSIONS}))
 
     async def live(self, request: Request) -> Response:
         return _json(dump({"live": True}))
@@ -179,21 +184,27 @@ class _Api:
     async def predict(self, request: Request) -> Response:
         return await self._reply(_Call(request, "plain"), self._predict)
 
-    async def _infer(self, call: _Call) -> bytes:
+    async def _infer(self, call: _Call) -> Response:
         loaded = self._pick(call.request)
         call.version = loaded.version
-        if "inference-header-content-length" in call.request.headers:
-            raise InputError("binary tensors are not supported: send all data as JSON")
+        json_bytes = _json_bytes(call.request)
         body = await self._body(call.request)
-        request = await _aside(len(body), lambda: read_infer(body))
+        request = await _aside(len(body), lambda: read_infer(body, json_bytes))
         self._count(len(next(iter(request.tensors.values()))))
         items = await _aside(len(body), lambda: loaded.preprocessor.read(request.tensors))
         prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
-        return write_infer(
+        answer = write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
         )
+        if answer.json_bytes is None:
+            return _json(answer.body)
+        return Response(
+            answer.body,
+            media_type="application/octet-stream",
+            headers={_JSON_BYTES: str(answer.json_bytes)},
+        )
 
-    async def _predict(self, call: _Call) -> bytes:
+    async def _predict(self, call: _Call) -> Response:
         loaded = self._engine.pick()
         call.version = loaded.version
         body = await self._body(call.request)
@@ -205,12 +216,12 @@ class _Api:
 
         items = await _aside(len(body), encode)
         prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
-        return write_plain(request, loaded.version, loaded.session.labels, prediction)
+        return _json(write_plain(request, loaded.version, loaded.session.labels, prediction))
 
-    async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[bytes]]) -> Response:
+    async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[Response]]) -> Response:
         begin = time.perf_counter()
         try:
-            response = _json(await work(call))
+            response = await work(call)
         except DeployError as error:
             response = _error(error)
             self._failed(call, error.reason)
@@ -249,7 +260,7 @@ class _Api:
 
     async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise InputError("compressed bodies are not supported: send plain JSON")
+            raise InputError("compressed bodies are not supported: send them as they are")
         limit = self._config.max_body_bytes
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated) > limit:
@@ -286,6 +297,15 @@ async def _left(request: Request) -> None:
     """Return when the client has closed the connection; its body has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _json_bytes(request: Request) -> int | None:
+    stated = request.headers.get(_JSON_BYTES)
+    if stated is None:
+        return None
+    if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
+        raise InputError(f"{_JSON_BYTES} must be a whole number, not {stated[:30]!r}")
+    return int(stated)
 
 
 def _json(body: bytes, status: int = 200) -> Response:
