@@ -7,11 +7,9 @@ A Starlette application that adds nothing to the engine: what a request means is
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deploy.access import OPEN, Scope, Scopes, guarded
-from deploy.config import ServerConfig
-from deploy.engine import Engine, Loaded
+from deploy.answering import STATUS, Answering, aside
+from deploy.engine import Loaded
 from deploy.errors import (
     ClientGoneError,
     DeployError,
@@ -30,12 +28,10 @@ from deploy.errors import (
     QueueFullError,
     SlowBodyError,
     TooLargeError,
-    UnknownModelError,
 )
-from deploy.metrics import CONTENT_TYPE, NO_VERSION, Metrics
-from deploy.preprocess import Encoded
+from deploy.metrics import CONTENT_TYPE, NO_VERSION
+from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import (
-    Described,
     dump,
     read_infer,
     read_plain,
@@ -44,27 +40,7 @@ from deploy.protocol import (
     write_plain,
 )
 
-log = logging.getLogger("driftd.server")
-
-T = TypeVar("T")
-
-# Bodies longer than this are parsed and tokenised beside the event loop, not on it.
-_LONG_BODY_BYTES = 16 * 1024
-
 _LONGEST_ERROR = 1000
-
-_STATUS = {
-    "bad_input": 400,
-    "unknown_model": 404,
-    "unknown_version": 404,
-    "slow_body": 408,
-    "too_large": 413,
-    "queue_full": 429,
-    "client_gone": 499,
-    "inference_failed": 500,
-    "not_ready": 503,
-    "deadline": 504,
-}
 
 _EXTENSIONS = ["binary_tensor_data"]
 
@@ -94,12 +70,13 @@ class _Call:
     version: str = NO_VERSION
 
 
-def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: str) -> ASGIApp:
+def create_app(answering: Answering, release: str) -> ASGIApp:
     """The application. ``release``: this server's version, for the metadata.
 
     Raises `AccessError` if tokens are configured that cannot be used.
     """
-    api = _Api(engine, config, metrics, release)
+    config = answering.config
+    api = _Api(answering, release)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
     app = Starlette(
@@ -125,19 +102,15 @@ def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: 
             return OPEN
         return _ASKING if method == "POST" else _LOOKING
 
-    def refused(reason: str) -> None:
-        metrics.counter("driftd_server_errors_total", NO_VERSION, reason).inc()
-
-    return guarded(app, config.access, needed, refused)
+    return guarded(app, config.access, needed, answering.refused)
 
 
 class _Api:
-    def __init__(
-        self, engine: Engine, config: ServerConfig, metrics: Metrics, release: str
-    ) -> None:
-        self._engine = engine
-        self._config = config
-        self._metrics = metrics
+    def __init__(self, answering: Answering, release: str) -> None:
+        self._answering = answering
+        self._engine = answering.engine
+        self._config = answering.config
+        self._metrics = answering.metrics
         self._release = release
 
     async def index(self, request: Request) -> Response:
@@ -162,14 +135,7 @@ class _Api:
             loaded = self._pick(request)
         except DeployError as error:
             return _error(error)
-        described = Described(
-            self._config.name,
-            self._engine.lineup.versions,
-            loaded.preprocessor.tensors(),
-            loaded.session.labels,
-            loaded.session.head.weight.shape[0],
-        )
-        return _json(write_metadata(described))
+        return _json(write_metadata(self._answering.described(loaded)))
 
     async def model_ready(self, request: Request) -> Response:
         try:
@@ -189,10 +155,14 @@ class _Api:
         call.version = loaded.version
         json_bytes = _json_bytes(call.request)
         body = await self._body(call.request)
-        request = await _aside(len(body), lambda: read_infer(body, json_bytes))
-        self._count(len(next(iter(request.tensors.values()))))
-        items = await _aside(len(body), lambda: loaded.preprocessor.read(request.tensors))
-        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
+        request = await aside(len(body), lambda: read_infer(body, json_bytes))
+        prediction = await self._answering.answer(
+            loaded,
+            lambda preprocessor: preprocessor.read(request.tensors),
+            items=request.items,
+            size=len(body),
+            left=lambda: _left(call.request),
+        )
         answer = write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
         )
@@ -208,55 +178,41 @@ class _Api:
         loaded = self._engine.pick()
         call.version = loaded.version
         body = await self._body(call.request)
-        request = await _aside(len(body), lambda: read_plain(body))
-        self._count(len(request.values))
+        request = await aside(len(body), lambda: read_plain(body))
 
-        def encode() -> Encoded:
-            return loaded.preprocessor.encode(loaded.preprocessor.rows(request.values))
+        def encode(preprocessor: Preprocessor) -> Encoded:
+            return preprocessor.encode(preprocessor.rows(request.values))
 
-        items = await _aside(len(body), encode)
-        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
+        prediction = await self._answering.answer(
+            loaded,
+            encode,
+            items=len(request.values),
+            size=len(body),
+            left=lambda: _left(call.request),
+        )
         return _json(write_plain(request, loaded.version, loaded.session.labels, prediction))
 
     async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[Response]]) -> Response:
         begin = time.perf_counter()
+        failed: Exception | None = None
         try:
             response = await work(call)
         except DeployError as error:
-            response = _error(error)
-            self._failed(call, error.reason)
-        except Exception:
-            log.exception("a request failed in an unforeseen way")
-            response = _message(500, "internal error")
-            self._failed(call, "internal")
-        seconds = time.perf_counter() - begin
-        code = str(response.status_code)
-        metrics = self._metrics
-        metrics.counter("driftd_server_requests_total", call.version, call.protocol, code).inc()
-        metrics.histogram("driftd_server_request_seconds", call.version, call.protocol).observe(
-            seconds
-        )
+            response, failed = _error(error), error
+        except Exception as error:
+            response, failed = _message(500, "internal error"), error
+        self._answering.done(call.protocol, call.version, begin, failed)
         if self._engine.closing:
             # Let clients find another server before this connection's end surprises them.
             response.headers["connection"] = "close"
         return response
 
-    def _failed(self, call: _Call, reason: str) -> None:
-        self._metrics.counter("driftd_server_errors_total", call.version, reason).inc()
-
     def _pick(self, request: Request) -> Loaded:
-        name = request.path_params["name"]
-        if name != self._config.name:
-            raise UnknownModelError(f"no model {name!r} here: it is called {self._config.name!r}")
-        return self._engine.pick(request.path_params.get("version"))
+        path = request.path_params
+        return self._answering.pick(path["name"], path.get("version"))
 
     def _readiness(self, ready: bool) -> Response:
         return _json(dump({"ready": ready}), 200 if ready else 503)
-
-    def _count(self, items: int) -> None:
-        limit = self._config.max_items
-        if items > limit:
-            raise TooLargeError(f"{items} items in one request; the limit is {limit}")
 
     async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -286,13 +242,6 @@ class _Api:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _aside(size: int, work: Callable[[], T]) -> T:
-    """Do short work here, long work on a thread."""
-    if size > _LONG_BODY_BYTES:
-        return await asyncio.to_thread(work)
-    return work()
-
-
 async def _left(request: Request) -> None:
     """Return when the client has closed the connection; its body has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -318,7 +267,7 @@ def _message(status: int, message: str) -> Response:
 
 
 def _error(error: DeployError) -> Response:
-    response = _message(_STATUS.get(error.reason, 500), str(error))
+    response = _message(STATUS.get(error.reason, 500), str(error))
     if isinstance(error, QueueFullError):
         response.headers["retry-after"] = str(error.retry_after)
     elif error.reason == "not_ready":

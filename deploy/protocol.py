@@ -7,7 +7,7 @@ here. Everything wrong with a request is an `InputError` that says where.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 
@@ -45,6 +45,11 @@ class InferRequest(NamedTuple):
     outputs: tuple[str, ...]
     binary: frozenset[str] = frozenset()
 
+    @property
+    def items(self) -> int:
+        """How many items it holds."""
+        return len(next(iter(self.tensors.values())))
+
 
 class InferResponse(NamedTuple):
     """The body of a V2 response. json_bytes: how many of its bytes are JSON, if not all."""
@@ -70,6 +75,15 @@ class Described:
     labels: Sequence[str]
     dimension: int
 
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it can answer with."""
+        return (
+            TensorSpec(LABEL, "BYTES", (-1,)),
+            TensorSpec(PROBABILITIES, "FP32", (-1, len(self.labels))),
+            TensorSpec(EMBEDDING, "FP32", (-1, self.dimension)),
+        )
+
 
 def read_infer(body: bytes, json_bytes: int | None = None) -> InferRequest:
     """Parse the body of an infer request. Raises `InputError`.
@@ -91,21 +105,26 @@ def read_infer(body: bytes, json_bytes: int | None = None) -> InferRequest:
     listed = request.get("inputs")
     if not isinstance(listed, list) or not listed:
         raise InputError("'inputs' must be a list of at least one tensor")
+    tensors = gather(_tensor(value, position, tail) for position, value in enumerate(listed))
+    if tail.left:
+        raise InputError(f"{tail.left} bytes behind the JSON belong to no tensor")
+    outputs, binary = _wanted(request.get("outputs"), _says(request, "binary_data_output"))
+    return InferRequest(identity, tensors, outputs, binary)
+
+
+def gather(named: Iterable[tuple[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The tensors of a request by name, checked to hold the same items. Raises `InputError`."""
     tensors: dict[str, NDArray[Any]] = {}
-    for position, value in enumerate(listed):
-        name, tensor = _tensor(value, position, tail)
+    for name, tensor in named:
         if name in tensors:
             raise InputError(f"tensor {name!r} is given twice")
         tensors[name] = tensor
-    if tail.left:
-        raise InputError(f"{tail.left} bytes behind the JSON belong to no tensor")
     counts = {len(tensor) for tensor in tensors.values()}
     if len(counts) > 1:
         raise InputError(f"tensors differ in their number of items: {sorted(counts)}")
     if counts == {0}:
         raise InputError("the tensors hold no item")
-    outputs, binary = _wanted(request.get("outputs"), _says(request, "binary_data_output"))
-    return InferRequest(identity, tensors, outputs, binary)
+    return tensors
 
 
 def write_infer(
@@ -180,19 +199,13 @@ def write_plain(
 
 def write_metadata(model: Described) -> bytes:
     """The body of a model's metadata."""
-    classes = len(model.labels)
-    outputs = (
-        TensorSpec(LABEL, "BYTES", (-1,)),
-        TensorSpec(PROBABILITIES, "FP32", (-1, classes)),
-        TensorSpec(EMBEDDING, "FP32", (-1, model.dimension)),
-    )
     return dump(
         {
             "name": model.name,
             "versions": list(model.versions),
             "platform": PLATFORM,
             "inputs": [spec._asdict() for spec in model.inputs],
-            "outputs": [spec._asdict() for spec in outputs],
+            "outputs": [spec._asdict() for spec in model.outputs],
             "parameters": {"labels": list(model.labels)},
         }
     )
@@ -240,13 +253,9 @@ class _Tail:
 def _tensor(value: object, position: int, tail: _Tail) -> tuple[str, NDArray[Any]]:
     if not isinstance(value, dict):
         raise InputError(f"inputs[{position}] must be an object")
-    name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
-    if not isinstance(name, str) or not name:
-        raise InputError(f"inputs[{position}] has no name")
-    if datatype not in _DATATYPES:
-        raise InputError(f"tensor {name!r}: datatype must be one of {', '.join(_DATATYPES)}")
-    if not isinstance(shape, list) or not shape or not all(_is_size(size) for size in shape):
-        raise InputError(f"tensor {name!r}: shape must be a list of whole numbers")
+    name, datatype, shape = check_tensor(
+        position, value.get("name"), value.get("datatype"), value.get("shape")
+    )
     size = _parameters(value).get("binary_data_size")
     if size is not None:
         if "data" in value:
@@ -254,10 +263,28 @@ def _tensor(value: object, position: int, tail: _Tail) -> tuple[str, NDArray[Any
         return name, unpack(name, datatype, shape, tail.take(name, size))
     if "data" not in value:
         raise InputError(f"tensor {name!r} has no data")
-    array = _array(name, datatype, value["data"])
+    return name, shaped(name, datatype, shape, value["data"])
+
+
+def check_tensor(
+    position: int, name: object, datatype: object, shape: object
+) -> tuple[str, str, list[int]]:
+    """Name, datatype and shape of the tensor at ``position`` of the inputs. Raises `InputError`."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"inputs[{position}] has no name")
+    if not isinstance(datatype, str) or datatype not in _DATATYPES:
+        raise InputError(f"tensor {name!r}: datatype must be one of {', '.join(_DATATYPES)}")
+    if not isinstance(shape, list) or not shape or not all(_is_size(size) for size in shape):
+        raise InputError(f"tensor {name!r}: shape must be a list of whole numbers")
+    return name, datatype, shape
+
+
+def shaped(name: str, datatype: str, shape: list[int], data: object) -> NDArray[Any]:
+    """Row-major values, flat or nested, as a tensor of that shape. Raises `InputError`."""
+    array = _array(name, datatype, data)
     if array.size != math.prod(shape) or (array.ndim > 1 and list(array.shape) != shape):
         raise InputError(f"tensor {name!r}: data of shape {list(array.shape)} for shape {shape}")
-    return name, array.reshape(shape)
+    return array.reshape(shape)
 
 
 def _parameters(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +306,6 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 
 def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
-    """Row-major data, flat or nested, as an array that holds what the datatype says."""
     if not isinstance(data, list):
         raise InputError(f"tensor {name!r}: data must be a list")
     if datatype == "BYTES":

@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 import uvicorn
 
 from deploy.access import exposures
+from deploy.answering import Answering
 from deploy.api import create_app
 from deploy.config import ServerConfig
 from deploy.engine import Engine
@@ -62,7 +63,7 @@ class InferenceServer:
         self.metrics = metrics or Metrics(config.name)
         self.engine = Engine(config, self.metrics)
         self.watcher = Watcher(Versions(source), self.engine, config)
-        app = create_app(self.engine, config, self.metrics, _release())
+        app = create_app(Answering(self.engine, config, self.metrics), _release())
         http = uvicorn.Config(
             app,
             http="httptools",

@@ -245,7 +245,7 @@ def minimal(text, tmp_path_factory):
     version = store.publish(text.write(root / "v"), draft, actor="test").id
     store.promote(version, actor="test", reason="a test")
     server = InferenceServer(
-        ServerConfig(port=0, workers=1, body_seconds=1, poll_seconds=0.05), store
+        ServerConfig(port=0, workers=1, body_seconds=2, poll_seconds=0.05), store
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -402,6 +402,7 @@ def test_answers_do_not_get_mixed_up(minimal, text):
     async def ask(client, i):
         body = infer_body(text.inputs[i], outputs=[{"name": "embedding"}])
         response = await client.post(INFER, json=body)
+        assert response.status_code == 200, response.text
         return i, response.json()["outputs"][0]["data"]
 
     async def ask_all():
