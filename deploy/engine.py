@@ -150,10 +150,18 @@ class Engine:
         held = ", ".join(lineup.versions) or "none"
         raise UnknownVersionError(f"version {version!r} is not loaded here (loaded: {held})")
 
-    async def predict(self, loaded: Loaded, items: Encoded, left: Left | None = None) -> Prediction:
+    async def predict(
+        self,
+        loaded: Loaded,
+        items: Encoded,
+        left: Left | None = None,
+        *,
+        within: float | None = None,
+    ) -> Prediction:
         """Predict a request's items, in their order.
 
         left: returns when the client has left; the work is then dropped.
+        within: seconds after which the answer is of no use to the client, if it said so.
         Raises `QueueFullError`, `DeadlineError`, `ClientGoneError`, `InferenceError`,
         `NotReadyError` or `TooLargeError`.
         """
@@ -162,7 +170,8 @@ class Engine:
                 f"{len(items)} items in one request; the limit is {self.config.max_items}"
             )
         loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + self.config.deadline_seconds
+        seconds = self.config.deadline_seconds
+        deadline = time.monotonic() + (seconds if within is None else min(within, seconds))
         ticket = _Ticket(loaded, items, deadline, future=loop.create_future())
         self._batcher.submit(ticket)
         watch = loop.call_later(_PATIENCE_SECONDS, self._watch, ticket, left) if left else None

@@ -110,15 +110,15 @@ env:
 ports:
   - {name: http, containerPort: 8080}
 startupProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 2
   failureThreshold: 60
 readinessProbe:
-  httpGet: {path: /v2/health/ready, port: http}
+  httpGet: {path: /v2/health/ready, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 2
 livenessProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -136,6 +136,12 @@ volumeMounts:
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
   {{- end }}
+  {{- if .Values.server.tokensSecret.name }}
+  - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.tlsSecret }}
+  - {name: server-tls, mountPath: /etc/driftd/server-tls, readOnly: true}
+  {{- end }}
   {{- if .Values.signing.publicSecret.name }}
   - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
   {{- end }}
@@ -151,6 +157,7 @@ volumeMounts:
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
 {{ include "driftd.storeVolume" . }}
+{{ include "driftd.accessVolumes" . }}
 {{ include "driftd.trustedVolume" . }}
 {{- end }}
 
@@ -173,6 +180,22 @@ envFrom:
   - secretRef: {name: {{ .secret }}}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- define "driftd.accessVolumes" -}}
+{{- with .Values.server.tokensSecret -}}
+{{- if .name -}}
+- name: tokens
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: tokens}]
+{{- end -}}
+{{- end }}
+{{ with .Values.server.tlsSecret -}}
+- name: server-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end -}}
 {{- end }}
 
 {{- define "driftd.trustedVolume" -}}
