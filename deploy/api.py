@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deploy.config import ServerConfig
-from deploy.engine import Engine, Loaded
+from deploy.engine import Asked, Engine, Loaded
 from deploy.errors import (
     ClientGoneError,
     DeployError,
@@ -31,7 +31,7 @@ from deploy.errors import (
     UnknownModelError,
 )
 from deploy.metrics import CONTENT_TYPE, NO_VERSION, Metrics
-from deploy.preprocess import Encoded
+from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import (
     Described,
     dump,
@@ -45,6 +45,10 @@ from deploy.protocol import (
 log = logging.getLogger("driftd.server")
 
 T = TypeVar("T")
+
+# Requests of one key are answered by one version while a challenger has a share of them.
+KEY_HEADER = "x-driftd-key"
+ID_HEADER = "x-request-id"
 
 # Bodies longer than this are parsed and tokenised beside the event loop, not on it.
 _LONG_BODY_BYTES = 16 * 1024
@@ -167,8 +171,11 @@ class _Api:
         body = await self._body(call.request)
         request = await _aside(len(body), lambda: read_infer(body))
         self._count(len(next(iter(request.tensors.values()))))
+        if "version" not in call.request.path_params:
+            loaded = self._route(call, request.id)
         items = await _aside(len(body), lambda: loaded.preprocessor.read(request.tensors))
-        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
+        asked = Asked(lambda preprocessor: preprocessor.read(request.tensors))
+        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request), asked)
         return write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
         )
@@ -179,12 +186,14 @@ class _Api:
         body = await self._body(call.request)
         request = await _aside(len(body), lambda: read_plain(body))
         self._count(len(request.values))
+        loaded = self._route(call, None)
 
-        def encode() -> Encoded:
-            return loaded.preprocessor.encode(loaded.preprocessor.rows(request.values))
+        def encode(preprocessor: Preprocessor) -> Encoded:
+            return preprocessor.encode(preprocessor.rows(request.values))
 
-        items = await _aside(len(body), encode)
-        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
+        items = await _aside(len(body), lambda: encode(loaded.preprocessor))
+        asked = Asked(encode)
+        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request), asked)
         return write_plain(request, loaded.version, loaded.session.labels, prediction)
 
     async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[bytes]]) -> Response:
@@ -198,6 +207,7 @@ class _Api:
             log.exception("a request failed in an unforeseen way")
             response = _message(500, "internal error")
             self._failed(call, "internal")
+            self._engine.crashed(call.version)
         seconds = time.perf_counter() - begin
         code = str(response.status_code)
         metrics = self._metrics
@@ -218,6 +228,14 @@ class _Api:
         if name != self._config.name:
             raise UnknownModelError(f"no model {name!r} here: it is called {self._config.name!r}")
         return self._engine.pick(request.path_params.get("version"))
+
+    def _route(self, call: _Call, identity: str | None) -> Loaded:
+        """Who answers a request that names no version; identity: the request's own id."""
+        headers = call.request.headers
+        key = headers.get(KEY_HEADER) or identity or headers.get(ID_HEADER) or ""
+        loaded = self._engine.route(key)
+        call.version = loaded.version
+        return loaded
 
     def _readiness(self, ready: bool) -> Response:
         return _json(dump({"ready": ready}), 200 if ready else 503)

@@ -337,8 +337,9 @@ def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
             if container["args"] == ["serve"]:
-                writable = [m["name"] for m in container["volumeMounts"] if not m.get("readOnly")]
-                assert writable == ["tmp"]
+                mounts = [m for m in container["volumeMounts"] if not m.get("readOnly")]
+                writable = {m["mountPath"] for m in mounts}
+                assert writable == {"/tmp", "/var/lib/driftd/registry/traffic"}
 
 
 def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:

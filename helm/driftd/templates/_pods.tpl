@@ -117,13 +117,16 @@ resources:
   {{- toYaml .Values.server.resources | nindent 2 }}
 securityContext:
   {{- toYaml .Values.security | nindent 2 }}
+# Of the registry a server writes only what it counts while a challenger sees traffic.
 volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: server.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
   {{- if eq .Values.mode "together" }}
   - {name: data, mountPath: /var/lib/driftd, readOnly: true}
+  - {name: data, mountPath: /var/lib/driftd/registry/traffic, subPath: registry/traffic}
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
+  - {name: registry, mountPath: /var/lib/driftd/registry/traffic, subPath: traffic}
   {{- end }}
   {{- if .Values.signing.publicSecret.name }}
   - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
