@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from deploy.config import ServerConfig
-from deploy.engine import Engine, Left, Loaded
+from deploy.engine import Asked, Engine, Left, Loaded
 from deploy.errors import DeployError, TooLargeError, UnknownModelError
 from deploy.metrics import NO_VERSION, Metrics
 from deploy.preprocess import Encoded, Preprocessor
@@ -89,7 +89,7 @@ class Answering:
             limit = self.config.max_items
             raise TooLargeError(f"{items} items in one request; the limit is {limit}")
         encoded = await aside(size, lambda: read(loaded.preprocessor))
-        return await self.engine.predict(loaded, encoded, left, within=within)
+        return await self.engine.predict(loaded, encoded, left, within=within, asked=Asked(read))
 
     def done(
         self, protocol: str, version: str, begun: float, error: Exception | None = None
@@ -104,6 +104,7 @@ class Answering:
             status = STATUS.get(reason, 500)
             self.refused(reason, version)
             if not isinstance(error, DeployError):
+                self.engine.crashed(version)
                 log.error("a request failed in an unforeseen way", exc_info=error)
         metrics = self.metrics
         metrics.counter("driftd_server_requests_total", version, protocol, str(status)).inc()

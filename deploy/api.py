@@ -40,6 +40,10 @@ from deploy.protocol import (
     write_plain,
 )
 
+# Requests of one key are answered by one version while a challenger has a share of them.
+KEY_HEADER = "x-driftd-key"
+ID_HEADER = "x-request-id"
+
 _LONGEST_ERROR = 1000
 
 _EXTENSIONS = ["binary_tensor_data"]
@@ -156,6 +160,8 @@ class _Api:
         json_bytes = _json_bytes(call.request)
         body = await self._body(call.request)
         request = await aside(len(body), lambda: read_infer(body, json_bytes))
+        if "version" not in call.request.path_params:
+            loaded = self._route(call, request.id)
         prediction = await self._answering.answer(
             loaded,
             lambda preprocessor: preprocessor.read(request.tensors),
@@ -179,6 +185,7 @@ class _Api:
         call.version = loaded.version
         body = await self._body(call.request)
         request = await aside(len(body), lambda: read_plain(body))
+        loaded = self._route(call, None)
 
         def encode(preprocessor: Preprocessor) -> Encoded:
             return preprocessor.encode(preprocessor.rows(request.values))
@@ -210,6 +217,14 @@ class _Api:
     def _pick(self, request: Request) -> Loaded:
         path = request.path_params
         return self._answering.pick(path["name"], path.get("version"))
+
+    def _route(self, call: _Call, identity: str | None) -> Loaded:
+        """Who answers a request that names no version; identity: the request's own id."""
+        headers = call.request.headers
+        key = headers.get(KEY_HEADER) or identity or headers.get(ID_HEADER) or ""
+        loaded = self._engine.route(key)
+        call.version = loaded.version
+        return loaded
 
     def _readiness(self, ready: bool) -> Response:
         return _json(dump({"ready": ready}), 200 if ready else 503)

@@ -150,6 +150,18 @@ class ServerConfig(BaseModel):
         description="Time between two looks at the registry's generation: one stat of a file, or "
         "one request where the registry is on S3. Bounds how long a rollback takes to be noticed.",
     )
+    shadow_limit: int = Field(
+        default=256,
+        ge=0,
+        description="Most copied items that wait for a challenger in shadow; beyond that copies "
+        "are dropped. Copies are worked on while no request waits, so this only bounds memory.",
+    )
+    report_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="Time between two reports of what was counted while a challenger sees "
+        "traffic: a small file in the registry, from which the daemon judges a canary's step.",
+    )
     retry_seconds: float = Field(
         default=2.0,
         gt=0,

@@ -27,10 +27,11 @@ from .journal import Journal, Row
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
 from .registry import Registry, Request, Version, open_registry
-from .routing import Counts, Routing, Traffic
+from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
 
 __all__ = [
+    "MODES",
     "Conflict",
     "Control",
     "Corrupt",
@@ -41,6 +42,7 @@ __all__ = [
     "Journal",
     "Manifest",
     "ManifestDraft",
+    "Mode",
     "Move",
     "NotFound",
     "PinnedError",

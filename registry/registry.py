@@ -421,15 +421,13 @@ class Registry:
         return self._store.stamp(ROUTING)
 
     def report(self, server: str, traffic: Traffic) -> None:
-        """A server tells what it has counted since the routing's generation began, in total."""
+        """A server tells what it has counted since the routing's generation began, in total.
+
+        ``server``: a name that no other process uses. Needs to write in the folder `TRAFFIC` only.
+        """
         if not _NAME.fullmatch(server):
             raise Invalid(f"{server!r} cannot be a server's name: use letters, digits, . _ -")
-        name = f"{TRAFFIC}/{server}.json"
-        while True:
-            document = self._store.read(name)
-            token = document.token if document else None
-            if self._store.swap(name, seal(traffic.as_dict()), token):
-                return
+        self._store.write(f"{TRAFFIC}/{server}.json", seal(traffic.as_dict()))
 
     def traffic(self, generation: int) -> Traffic:
         """What all servers have counted for the routing of that generation."""

@@ -42,6 +42,7 @@ COMMANDS = {
     "verify": "keys",
     "promote": "moves",
     "rollback": "moves",
+    "route": "moves",
     "pin": "moves",
     "unpin": "moves",
     "pause": "moves",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -25,7 +25,7 @@ from daemon.cli.options import (
 from daemon.cli.output import console, facts, print_json, table
 from daemon.cli.status import address, ask
 from daemon.policy_config import LADDER, UNTRAINED
-from registry import Invalid, State, Stretch
+from registry import MODES, Invalid, Mode, Registry, Routing, State, Stretch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,6 +123,92 @@ def rollback(
     verb = "is" if len(gone) == 1 else "are"
     sentence = f"; {', '.join(gone)} {verb} withdrawn" if gone else ""
     _answer(state, as_json, f"{state.champion} serves again{sentence}.")
+
+
+@click.command()
+@click.argument("mode", type=click.Choice(["show", *MODES]), default="show")
+@click.argument("version", required=False)
+@click.option(
+    "--share", type=click.FloatRange(0, 100, min_open=True), help="Percent; for a canary."
+)
+@click.option(
+    "--slow-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=Routing().slow_seconds,
+    show_default=True,
+    help="From where on servers count a request as slow.",
+)
+@click.option("--reason", metavar="TEXT", help="Why; goes to the journal. Not for show.")
+@target_options
+@json_option
+def route(
+    mode: str,
+    version: str | None,
+    share: float | None,
+    slow_seconds: float,
+    reason: str | None,
+    target: Target,
+    as_json: bool,
+) -> None:
+    """Let a challenger see live traffic before its promotion.
+
+    In shadow it gets a copy of all requests, and nobody waits for it. As a canary it answers a
+    share of them, always those of the same keys. It ends with off, and whenever the champion moves.
+    Without a mode: what holds now, and what the servers have counted since it began.
+
+    \b
+    Examples:
+      driftd route
+      driftd route shadow v0012 --reason "look at it first"
+      driftd route canary v0012 --share 5 --reason "a first step"
+      driftd route off --reason "seen enough"
+    """
+    registry = target.open()
+    if mode == "show":
+        _show_routing(registry, as_json)
+        return
+    if not (reason or "").strip():
+        raise click.UsageError(f'Say why, for the journal: driftd route {mode} --reason "...".')
+    if (version is None) != (mode == "off") or (share is None) != (mode != "canary"):
+        raise click.UsageError(
+            "Say `route off`, `route shadow VERSION` or `route canary VERSION --share PERCENT`."
+        )
+    routing = registry.route(
+        version,
+        mode=cast(Mode, mode),
+        share=share or 0.0,
+        slow_seconds=slow_seconds,
+        actor=actor(),
+        reason=str(reason),
+    )
+    if as_json:
+        print_json(asdict(routing))
+    elif version is None:
+        click.echo(f"Only the champion, {routing.champion}, sees traffic.")
+    else:
+        what = "a copy of the requests" if share is None else f"{share:g} % of the requests"
+        click.echo(f"{version} sees {what}, beside {routing.champion}.")
+
+
+def _show_routing(registry: Registry, as_json: bool) -> None:
+    routing = registry.routing()
+    traffic = registry.traffic(routing.generation)
+    if as_json:
+        print_json({**asdict(routing), "traffic": traffic.as_dict()})
+        return
+    if routing.mode == "off":
+        click.echo("No challenger sees traffic.")
+        return
+    what = f"{routing.share:g} % of the requests" if routing.mode == "canary" else "a copy of all"
+    click.echo(f"{routing.mode}: {routing.challenger} sees {what}, beside {routing.champion}.")
+    click.echo(f"Since {routing.time}, by {routing.actor}: {routing.reason}")
+    rows = table("version", "requests", "errors", "slow", right=("requests", "errors", "slow"))
+    for name, side in (
+        (routing.challenger, traffic.challenger),
+        (routing.champion, traffic.champion),
+    ):
+        rows.add_row(str(name), *(f"{n:,}" for n in (side.requests, side.errors, side.slow)))
+    console().print(rows)
 
 
 @click.command()

@@ -6,6 +6,7 @@ patching the head.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,10 +28,14 @@ from transformers import BertConfig, BertModel
 
 import registry
 from deploy.config import ServerConfig
+from deploy.engine import Engine
 from deploy.export import export_onnx, quantize_int8
+from deploy.metrics import Metrics
 from deploy.patch import patch_head
 from deploy.preprocess import Preprocessor, TabularPreprocessor, TextPreprocessor
 from deploy.server import InferenceServer
+from deploy.versions import Versions
+from deploy.watcher import Watcher
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -305,6 +311,30 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
             return
         pause.wait(0.02)
     raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture
+def follower(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A watcher that is stepped by hand, and an engine that runs on a loop of its own."""
+    config = ServerConfig(workers=1, retry_seconds=10, retry_seconds_max=25)
+    metrics = Metrics("driftd")
+    engine = Engine(config, metrics)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> None:
+        engine.start()
+
+    asyncio.run_coroutine_threadsafe(start(), loop).result(5)
+    clock = SimpleNamespace(now=100.0)
+    root = tmp_path / "registry"
+    watcher = Watcher(Versions(str(root)), engine, config, lambda: clock.now)
+    yield SimpleNamespace(watcher=watcher, engine=engine, clock=clock, metrics=metrics, root=root)
+    engine.stop()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
 
 
 @pytest.fixture(scope="session")

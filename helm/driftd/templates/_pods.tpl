@@ -126,6 +126,7 @@ resources:
   {{- toYaml .Values.server.resources | nindent 2 }}
 securityContext:
   {{- toYaml .Values.security | nindent 2 }}
+# Of the registry a server writes only what it counts while a challenger sees traffic.
 volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: server.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
@@ -133,8 +134,10 @@ volumeMounts:
   - {name: cache, mountPath: /var/cache/driftd}
   {{- else if eq .Values.mode "together" }}
   - {name: data, mountPath: /var/lib/driftd, readOnly: true}
+  - {name: data, mountPath: /var/lib/driftd/registry/traffic, subPath: registry/traffic}
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
+  - {name: registry, mountPath: /var/lib/driftd/registry/traffic, subPath: traffic}
   {{- end }}
   {{- if .Values.server.tokensSecret.name }}
   - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
