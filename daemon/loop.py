@@ -494,6 +494,7 @@ class Loop:
             "champion": state.champion,
             "champion_since": state.champion_since,
             "labels": list(self.champion.labels) if self.champion else [],
+            "features": {f.name: f.kind for f in self.config.model.features},
             "paused": self.paused,
             "pinned": self.pinned,
             "events": state.events,

@@ -165,6 +165,7 @@ class State:
         trial, probation = self.trial, self.probation
         return {
             "classes": self.classes.names,
+            "features": [f.model_dump() for f in self.config.model.features],
             "events": self.events,
             "positions": self.listed_positions(),
             "champion": self.champion,

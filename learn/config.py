@@ -18,9 +18,16 @@ class FeatureConfig(_Section):
     """One column of a table."""
 
     name: str = Field(min_length=1, description="The feature's name in the model.")
-    kind: Literal["numeric", "boolean", "categorical"] = Field(
-        "numeric", description="What its values are."
+    kind: Literal["numeric", "boolean", "categorical", "hashed"] = Field(
+        "numeric",
+        description="What its values are; `hashed` are categories too many to list, such as "
+        "customers: each becomes one of 1,024 by its hash.",
     )
+
+    @property
+    def named(self) -> bool:
+        """Whether its values are names rather than numbers."""
+        return self.kind in ("categorical", "hashed")
 
 
 class ModelConfig(_Section):
@@ -47,7 +54,15 @@ class ModelConfig(_Section):
         description="Known classes in the order of the output; empty: learned from the stream.",
     )
     features: tuple[FeatureConfig, ...] = Field(
-        (), description="Columns of a table, in order. Needed for `task: tabular`."
+        (),
+        description="Columns of a table, in order, such as `[{name: amount, kind: numeric}]`. "
+        "Empty: inferred from the first events, and kept from then on.",
+    )
+    infer_events: int = Field(
+        300,
+        ge=1,
+        description="Labelled events from which undeclared features are inferred; 300 show nearly "
+        "every column and most categories.",
     )
     table: Literal["ensemble", "network"] = Field(
         "ensemble",
@@ -82,9 +97,7 @@ class ModelConfig(_Section):
     )
 
     @model_validator(mode="after")
-    def _table_has_features(self) -> ModelConfig:
-        if self.task == "tabular" and not self.features:
-            raise ValueError("task: tabular needs model.features, a list of names and kinds")
+    def _names_are_free(self) -> ModelConfig:
         names = [feature.name for feature in self.features]
         if len(set(names)) != len(names):
             raise ValueError("model.features names a feature twice")

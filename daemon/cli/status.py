@@ -118,6 +118,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("daemon", _phase(found)),
         ("up since", ago(found.get("started"))),
+        ("features", _features(found.get("features") or {})),
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
@@ -147,6 +148,10 @@ def _events(found: dict[str, Any]) -> str | None:
     if "events" not in found:
         return None
     return f"{found['events']:,}, {found.get('labelled', 0):,} of them scored with a label"
+
+
+def _features(kinds: dict[str, str]) -> str | None:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or None
 
 
 def _accuracies(values: dict[str, Any]) -> str | None:

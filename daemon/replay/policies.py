@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from daemon.config import Config, load_config
 from daemon.loop import Loop
 from daemon.policy_config import LADDER, Rung
+from daemon.undeclared import undeclared, with_features
 
 OPERATOR = "replay"
 TRAINED_RUNGS = tuple(rung for rung in LADDER if rung not in ("recall", "online"))
@@ -207,6 +208,8 @@ def _parse(spec: str, config: Config) -> Policy:
     if not sign or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not path:
         raise PolicyError(f"{spec!r} is no policy; there are: {FORMS}")
     variant = load_config(Path(path), os.environ)
+    if undeclared(variant):
+        variant = with_features(variant, config.model.features)
     other = [part for part in COMMON if getattr(variant, part) != getattr(config, part)]
     if other:
         raise PolicyError(
