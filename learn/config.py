@@ -30,6 +30,33 @@ class FeatureConfig(_Section):
         return self.kind in ("categorical", "hashed")
 
 
+Scalar = bool | int | float | str | None
+RiverModelName = Literal[
+    "adaptive-random-forest",
+    "hoeffding-adaptive-tree",
+    "leveraging-bagging",
+    "streaming-random-patches",
+]
+
+
+class RivalConfig(_Section):
+    """A model that is asked beside the champion, for comparison. It never serves."""
+
+    kind: Literal["river"] = Field(
+        "river", description="Whose model it is: river's, which has no ONNX form."
+    )
+    model: RiverModelName = Field(description="Which of its models.")
+    parameters: dict[str, Scalar] = Field(
+        {}, description="Its parameters by river's names, such as `n_models: 30`."
+    )
+
+    @property
+    def name(self) -> str:
+        """What it is called in status and metrics."""
+        given = ",".join(f"{key}={value}" for key, value in self.parameters.items())
+        return f"{self.kind}:{self.model}" + (f"({given})" if given else "")
+
+
 class ModelConfig(_Section):
     """The ``model:`` section: what is learned and on which base."""
 
@@ -95,6 +122,20 @@ class ModelConfig(_Section):
         le=1024,
         description="Width of the network's embedding; 64 suits tens of features.",
     )
+
+    rivals: tuple[RivalConfig, ...] = Field(
+        (),
+        description="Models that learn beside the champion of a table, for comparison, such as "
+        "`[{model: adaptive-random-forest}]`. None: each costs about a millisecond an event.",
+    )
+
+    @model_validator(mode="after")
+    def _rivals_are_for_tables(self) -> ModelConfig:
+        if self.rivals and self.task != "tabular":
+            raise ValueError("model.rivals are for task: tabular")
+        if len({rival.name for rival in self.rivals}) != len(self.rivals):
+            raise ValueError("model.rivals names a rival twice")
+        return self
 
     @model_validator(mode="after")
     def _names_are_free(self) -> ModelConfig:

@@ -95,6 +95,7 @@ def replay(
       every:N[:RUNG]    retrain every N events and promote the result (RUNG: full, head, ...)
       at-alarm[:RUNG]   the same, at every alarm
       online            answer with the head that learns from every label
+      river:MODEL       a model of river, such as river:adaptive-random-forest
       ladder            driftd, as configured
       NAME=CONFIG.yaml  driftd, as configured there
 

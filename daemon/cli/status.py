@@ -122,6 +122,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
+        ("rivals", _rivals(found.get("rivals") or {})),
         ("source", _source(source) if source else None),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
@@ -159,6 +160,14 @@ def _accuracies(values: dict[str, Any]) -> str | None:
         f"{name.replace('_', ' ')} {value:.1%}"
         for name, value in values.items()
         if isinstance(value, int | float)
+    )
+
+
+def _rivals(rivals: dict[str, Any]) -> str | None:
+    return "; ".join(
+        f"{name} {found['accuracy']:.1%}, the champion {found['accuracy_other']:.1%} on the same"
+        f" {found['events']:,} events ({found['verdict']})"
+        for name, found in rivals.items()
     )
 
 
