@@ -225,6 +225,7 @@ class Loop:
                 state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
             self._learn_online(batch, answer, labels)
+            self._meet_rivals(batch, answer, labels, numbers)
             state.memory.add(examples, self.champion.encoder)
         state.events += len(batch)
         self._alarm(signals)
@@ -305,6 +306,27 @@ class Loop:
             ours = state.online.judge(*seen)
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
             state.online.learn(*seen, truth)
+
+    def _meet_rivals(
+        self,
+        batch: EventBatch,
+        answer: Answer,
+        labels: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+    ) -> None:
+        rivals, rows = self.state.rivals, np.flatnonzero(labels >= 0)
+        if not rivals.all or not len(rows):
+            return
+        right = answer.predicted[rows] == labels[rows]
+        for rival in rivals.all:
+            rival.meet(batch.inputs[rows], batch.labels[rows], numbers[rows], right)
+        for rival in rivals.shown_better():
+            self.journal.write(
+                "rival-better",
+                rival=rival.name,
+                champion=self.state.champion,
+                **rival.test.as_dict(),
+            )
 
     def _poll(self) -> Poll:
         try:
@@ -442,6 +464,9 @@ class Loop:
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
             self.metrics.estimated_accuracy(bound).set(share)
+        for rival in state.rivals.all:
+            if rival.score.labelled:
+                self.metrics.rival_accuracy(rival.name).set(rival.score.recent_accuracy)
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
@@ -494,12 +519,14 @@ class Loop:
             "champion": state.champion,
             "champion_since": state.champion_since,
             "labels": list(self.champion.labels) if self.champion else [],
+            "features": {f.name: f.kind for f in self.config.model.features},
             "paused": self.paused,
             "pinned": self.pinned,
             "events": state.events,
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
+            "rivals": {rival.name: rival.as_dict() for rival in state.rivals.all},
             "estimated_accuracy": {k: round(v, 4) for k, v in self._estimated().items()} or None,
             "source": {
                 "connected": self.source.connected,

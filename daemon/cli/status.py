@@ -118,9 +118,11 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("daemon", _phase(found)),
         ("up since", ago(found.get("started"))),
+        ("features", _features(found.get("features") or {})),
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
+        ("rivals", _rivals(found.get("rivals") or {})),
         ("source", _source(source) if source else None),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
@@ -149,11 +151,23 @@ def _events(found: dict[str, Any]) -> str | None:
     return f"{found['events']:,}, {found.get('labelled', 0):,} of them scored with a label"
 
 
+def _features(kinds: dict[str, str]) -> str | None:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or None
+
+
 def _accuracies(values: dict[str, Any]) -> str | None:
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.1%}"
         for name, value in values.items()
         if isinstance(value, int | float)
+    )
+
+
+def _rivals(rivals: dict[str, Any]) -> str | None:
+    return "; ".join(
+        f"{name} {found['accuracy']:.1%}, the champion {found['accuracy_other']:.1%} on the same"
+        f" {found['events']:,} events ({found['verdict']})"
+        for name, found in rivals.items()
     )
 
 

@@ -44,6 +44,7 @@ _ESTIMATED = {
     f"{bound} without labels": of("driftd_estimated_accuracy", f'bound="{bound}"')
     for bound in ("estimate", "low", "high")
 }
+_RIVALS = {"{{rival}}": "max by (rival) (" + of("driftd_rival_accuracy") + ")"}
 _FAILED = of("driftd_refreshes_total", 'outcome="failed"')
 _DRIFT_NOW = f"{of('driftd_drift_score')} / {of('driftd_drift_threshold')}"
 _CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
@@ -52,9 +53,10 @@ _CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
 def _accuracy(width: int) -> JSON:
     return graph(
         "Accuracy",
-        _ACCURACY,
+        _ACCURACY | _RIVALS,
         "Each event is predicted first and learned from afterwards. Normal is what the drift "
-        "monitors hold for it: the accuracy since the last repair, or when the watch began.",
+        "monitors hold for it: the accuracy since the last repair, or when the watch began. "
+        "Rivals learn beside the model, where some are configured.",
         unit="percentunit",
         bounds=(None, 1),
         width=width,
