@@ -7,6 +7,7 @@ The daemon's configuration file embeds both; nothing else in this room holds a d
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -35,6 +36,51 @@ class BatchConfig(BaseModel):
         description="Most work a batch may do relative to its real tokens. Batching gains about "
         "a quarter on a CPU, so padding must cost clearly less than that.",
     )
+
+
+class AccessConfig(BaseModel):
+    """Who may use a port: bearer tokens by scope."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: Path | None = Field(
+        default=None,
+        description="File of bearer tokens, a line each: NAME SCOPE[,SCOPE] TOKEN. Read again "
+        "when it changes. Empty: everyone who reaches the port may use it.",
+    )
+    open_metrics: bool = Field(
+        default=True,
+        description="Metrics need no token: scrapers seldom have one, and metrics hold no inputs. "
+        "If false, they need a token with the scope `read`.",
+    )
+
+
+class TlsConfig(BaseModel):
+    """Encryption of a port."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    certificate: Path | None = Field(
+        default=None,
+        description="File with the certificate and its chain, PEM. Renewed files are taken up "
+        "without a restart. Empty: no TLS, as where a proxy or mesh speaks it.",
+    )
+    key: Path | None = Field(
+        default=None, description="File with the certificate's private key, PEM, no passphrase."
+    )
+    client_ca: Path | None = Field(
+        default=None,
+        description="File with the authorities whose clients may connect, PEM. With it every "
+        "client needs a certificate, health checks too. Empty: clients need none.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs a certificate and a key for the server too")
+        return self
 
 
 class ServerConfig(BaseModel):
