@@ -71,7 +71,7 @@ def only_daemon(folder: Path) -> Iterator[None]:
 
 def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
-    metrics, health = Metrics(config.name), Health()
+    metrics, health = Metrics(config.name), Health(config.http.stalled_seconds)
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)
     loop = Loop(
         config,
@@ -84,9 +84,10 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         health=health,
         actor=f"driftd@{socket.gethostname()}",
     )
-    api = ApiServer(application(metrics, health, lambda: loop.snapshot, registry), config.http)
+    app = application(metrics, health, lambda: loop.snapshot, registry, config.http)
+    api = ApiServer(app, config.http)
     api.start()
-    log.info("http://%s:%d serves /metrics, /status, /health", config.http.host, api.port)
+    log.info("%s serves /metrics, /status, /health and /v1", api.url)
     try:
         try:
             loop.start()
