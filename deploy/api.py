@@ -18,7 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from deploy.access import OPEN, Scope, Scopes, guarded
 from deploy.config import ServerConfig
 from deploy.engine import Engine, Loaded
 from deploy.errors import (
@@ -73,6 +75,11 @@ _INDEX = {
 }
 
 
+_ASKING = frozenset({Scope.INFER})
+# Clients of the V2 protocol look at the metadata before they ask.
+_LOOKING = frozenset({Scope.READ, Scope.INFER})
+
+
 @dataclass(slots=True)
 class _Call:
     """One inference request on its way, for the metrics."""
@@ -82,12 +89,15 @@ class _Call:
     version: str = NO_VERSION
 
 
-def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: str) -> Starlette:
-    """The application. ``release``: this server's version, for the metadata."""
+def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: str) -> ASGIApp:
+    """The application. ``release``: this server's version, for the metadata.
+
+    Raises `AccessError` if tokens are configured that cannot be used.
+    """
     api = _Api(engine, config, metrics, release)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", api.index),
             Route("/metrics", api.exposition),
@@ -104,6 +114,16 @@ def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: 
         ],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
+
+    def needed(method: str, path: str) -> Scopes:
+        if path.startswith("/v2/health/") or (path == "/metrics" and config.access.open_metrics):
+            return OPEN
+        return _ASKING if method == "POST" else _LOOKING
+
+    def refused(reason: str) -> None:
+        metrics.counter("driftd_server_errors_total", NO_VERSION, reason).inc()
+
+    return guarded(app, config.access, needed, refused)
 
 
 class _Api:

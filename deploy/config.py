@@ -106,6 +106,10 @@ class ServerConfig(BaseModel):
         description="The model's name in URLs and metrics. A registry holds one model, so one "
         "fixed name is enough until several servers share a dashboard.",
     )
+    access: AccessConfig = Field(
+        default_factory=AccessConfig, description="Who may ask. Empty: everyone."
+    )
+    tls: TlsConfig = Field(default_factory=TlsConfig, description="Encryption. Empty: none.")
     workers: int = Field(
         default_factory=usable_cpus,
         ge=1,

@@ -20,6 +20,8 @@ OWNED = {
     "RegistryConfig": ("path", "signing_key", "trusted_keys"),
     "CheckpointConfig": ("path",),
     "HttpConfig": ("host", "port"),
+    "AccessConfig": ("tokens",),
+    "TlsConfig": ("certificate", "key", "client_ca"),
     "ServerConfig": ("host", "port", "workers", "notice_seconds", "drain_seconds"),
 }
 DRAFT = "http://json-schema.org/draft-07/schema#"

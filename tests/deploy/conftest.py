@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,16 +278,18 @@ def serving(tmp_path: Path) -> Serve:
     """Runs a server on a free port against ``tmp_path / "registry"``; yields it and a client."""
 
     @contextmanager
-    def run(ready: bool = True, **settings: Any) -> Iterator[tuple[InferenceServer, httpx.Client]]:
+    def run(
+        ready: bool = True, client: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Iterator[tuple[InferenceServer, httpx.Client]]:
         settings = {"port": 0, "workers": 2, "poll_seconds": 0.02, "notice_seconds": 0} | settings
         server = InferenceServer(ServerConfig(**settings), str(tmp_path / "registry"))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            with httpx.Client(base_url=server.url, timeout=20) as client:
+            with httpx.Client(base_url=server.url, timeout=20, **(client or {})) as asking:
                 if ready:
-                    wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
-                yield server, client
+                    wait_for(lambda: asking.get("/v2/health/ready").status_code == 200)
+                yield server, asking
         finally:
             server.stop()
             thread.join(20)

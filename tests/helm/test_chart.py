@@ -205,6 +205,10 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
             "server.kserve needs monitoring.scrape: PodMonitor",
         ),
         (
+            {"mode": "apart", "server": {"kserve": {"enabled": True}, "tlsSecret": "cert"}},
+            "server.tlsSecret does not go with server.kserve",
+        ),
+        (
             {
                 "mode": "apart",
                 "server": {"autoscaling": {"enabled": True, "cpu": 0, "queueItems": 0}},
@@ -255,6 +259,33 @@ def test_keys_come_from_secrets_and_servers_see_no_private_one(render: Render) -
                 mounted = {mount["name"] for mount in container["volumeMounts"]} & set(secrets)
                 named = {"ours", "mine"} if container["name"] == "daemon" else {"ours"}
                 assert {secrets[name] for name in mounted} == named
+
+
+def test_the_server_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
+    server = {"tokensSecret": {"name": "ours", "key": "shop"}, "tlsSecret": "cert"}
+    for mode in ("together", "apart"):
+        rendered = render({"mode": mode, "config": {"source": SOURCE}, "server": server})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
+        settings = yaml.safe_load(data["server.yaml"])["server"]
+        files = {settings["access"]["tokens"], *settings["tls"].values()}
+        found = 0
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            volumes = {v["name"]: v for v in spec["volumes"]}
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: volumes[m["name"]]["secret"]["secretName"]
+                    for m in container["volumeMounts"]
+                    if "secret" in volumes.get(m["name"], {})
+                }
+                if container["args"] == ["serve"]:
+                    found += 1
+                    assert {folders[str(Path(file).parent)] for file in files} == {"ours", "cert"}
+                    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+                else:
+                    assert not folders
+            for volume in volumes.values():
+                assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
+        assert found == 1
 
 
 def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: Path) -> None:

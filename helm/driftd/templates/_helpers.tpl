@@ -60,6 +60,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "http" (dict "host" "0.0.0.0" "port" 8081)
   "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
     "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
+{{- if .Values.server.tokensSecret.name -}}
+{{- $_ := set $ours.server "access" (dict "tokens" "/etc/driftd/tokens/tokens") -}}
+{{- end -}}
+{{- if .Values.server.tlsSecret -}}
+{{- $_ := set $ours.server "tls" (dict "certificate" "/etc/driftd/server-tls/tls.crt" "key" "/etc/driftd/server-tls/tls.key") -}}
+{{- end -}}
 {{- if .Values.kafka.saslSecret.name -}}
 {{- $_ := set $ours "source" (dict "sasl_password_file" "/etc/driftd/sasl/password") -}}
 {{- end -}}
@@ -114,6 +120,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.daemon.keda.enabled -}}
 {{- fail "daemon.keda needs mode: apart, or the server would be stopped with the daemon" -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.server.kserve.enabled .Values.server.tlsSecret -}}
+{{- fail "server.tlsSecret does not go with server.kserve, whose own gateway speaks TLS" -}}
 {{- end -}}
 {{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
 {{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}

@@ -101,15 +101,15 @@ env:
 ports:
   - {name: http, containerPort: 8080}
 startupProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 2
   failureThreshold: 60
 readinessProbe:
-  httpGet: {path: /v2/health/ready, port: http}
+  httpGet: {path: /v2/health/ready, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 2
 livenessProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -124,6 +124,12 @@ volumeMounts:
   - {name: data, mountPath: /var/lib/driftd, readOnly: true}
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.tokensSecret.name }}
+  - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.tlsSecret }}
+  - {name: server-tls, mountPath: /etc/driftd/server-tls, readOnly: true}
   {{- end }}
   {{- if .Values.signing.publicSecret.name }}
   - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
@@ -141,7 +147,24 @@ volumeMounts:
   emptyDir: {sizeLimit: 256Mi}
 - name: registry
   persistentVolumeClaim: {claimName: {{ include "driftd.registryClaim" . }}}
+{{ include "driftd.accessVolumes" . }}
 {{ include "driftd.trustedVolume" . }}
+{{- end }}
+
+{{- define "driftd.accessVolumes" -}}
+{{- with .Values.server.tokensSecret -}}
+{{- if .name -}}
+- name: tokens
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: tokens}]
+{{- end -}}
+{{- end }}
+{{ with .Values.server.tlsSecret -}}
+- name: server-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end -}}
 {{- end }}
 
 {{- define "driftd.trustedVolume" -}}
