@@ -477,14 +477,17 @@ class Loop:
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")
-        self.health.ready = self.champion is not None and source.connected
+        located = bool(state.positions or source.positions())
+        self.health.ready = self.champion is not None and source.connected and located
         if self.health.ready:
             self.health.why = "ready"
         elif self.champion is None:
             warmup = self.config.bootstrap.warmup_events
             self.health.why = f"no champion yet: {state.memory.labelled} of {warmup} events"
-        else:
+        elif not source.connected:
             self.health.why = "the source is away"
+        else:
+            self.health.why = "no position in the source yet: it has no partition"
         self.snapshot = self.status()
         self.metrics.lag_events().set(self.snapshot["source"]["lag_events"] or 0)
         for part, count in self.snapshot["memory"].items():

@@ -299,6 +299,45 @@ def test_the_server_s_tokens_and_certificate_come_from_secrets(render: Render) -
         assert found == 1
 
 
+def test_the_daemon_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
+    daemon = {"tokensSecret": {"name": "ours", "key": "ops"}, "tlsSecret": "cert"}
+    for mode in ("together", "apart"):
+        policy = {"monitoring": [{"podSelector": {}}], "operators": [{"namespaceSelector": {}}]}
+        values = {"mode": mode, "config": {"source": SOURCE}, "daemon": daemon}
+        rendered = render({**values, "networkPolicy": policy})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+        settings = yaml.safe_load(data["driftd.yaml"])["http"]
+        files = {settings["access"]["tokens"], *settings["tls"].values()}
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            secrets = {v["name"]: v["secret"] for v in spec["volumes"] if "secret" in v}
+            assert all(secret["defaultMode"] == 0o440 for secret in secrets.values())
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: secrets[m["name"]]["secretName"]
+                    for m in container["volumeMounts"]
+                    if m["name"] in secrets
+                }
+                if container["name"] == "daemon":
+                    assert {folders[str(Path(file).parent)] for file in files} == {"ours", "cert"}
+                    assert container["livenessProbe"]["httpGet"]["scheme"] == "HTTPS"
+                else:
+                    assert not folders
+        service = next(
+            s for s in of_kind(rendered, "Service") if s["metadata"]["name"].endswith("-daemon")
+        )
+        # By these `driftd --context` finds it, and how to speak to it.
+        assert service["metadata"]["labels"]["app.kubernetes.io/component"] == "daemon"
+        assert service["metadata"]["labels"]["app.kubernetes.io/instance"] == "driftd"
+        (port,) = service["spec"]["ports"]
+        assert (port["name"], port["appProtocol"]) == ("daemon", "https")
+        (rule, *_) = next(
+            p["spec"]["ingress"]
+            for p in of_kind(rendered, "NetworkPolicy")
+            if p["metadata"]["name"].endswith("-daemon")
+        )
+        assert {"namespaceSelector": {}} in rule["from"]
+
+
 def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: Path) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:

@@ -69,6 +69,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "http" (dict "host" "0.0.0.0" "port" 8081)
   "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
     "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
+{{- if .Values.daemon.tokensSecret.name -}}
+{{- $_ := set $ours.http "access" (dict "tokens" "/etc/driftd/daemon-tokens/tokens") -}}
+{{- end -}}
+{{- if .Values.daemon.tlsSecret -}}
+{{- $_ := set $ours.http "tls" (dict "certificate" "/etc/driftd/daemon-tls/tls.crt" "key" "/etc/driftd/daemon-tls/tls.key") -}}
+{{- end -}}
 {{- if .Values.server.tokensSecret.name -}}
 {{- $_ := set $ours.server "access" (dict "tokens" "/etc/driftd/tokens/tokens") -}}
 {{- end -}}

@@ -49,11 +49,11 @@ env:
 ports:
   - {name: daemon, containerPort: 8081}
 startupProbe:
-  httpGet: {path: /health/live, port: daemon}
+  httpGet: {path: /health/live, port: daemon{{ with .Values.daemon.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /health/live, port: daemon}
+  httpGet: {path: /health/live, port: daemon{{ with .Values.daemon.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -82,6 +82,12 @@ volumeMounts:
   {{- end }}
   {{- if .Values.kafka.tlsSecret.name }}
   - {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
+  {{- end }}
+  {{- if .Values.daemon.tokensSecret.name }}
+  - {name: daemon-tokens, mountPath: /etc/driftd/daemon-tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.daemon.tlsSecret }}
+  - {name: daemon-tls, mountPath: /etc/driftd/daemon-tls, readOnly: true}
   {{- end }}
   {{- if .Values.signing.privateSecret.name }}
   - {name: signing, mountPath: /etc/driftd/signing, readOnly: true}
