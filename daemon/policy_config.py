@@ -439,6 +439,12 @@ class CheckpointConfig(Section):
         ge=1,
         description="Most events between checkpoints; whichever comes first.",
     )
+    ledger: bool = Field(
+        default=False,
+        description="Note each event that was taken in, in `ledger.jsonl` beside the checkpoints:"
+        " `[number, id, topic, partition, offset, fate]`. For audits; about 80 bytes an event,"
+        " and never shortened, so it is off unless asked for.",
+    )
 
 
 class HttpConfig(Section):
