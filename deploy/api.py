@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +32,7 @@ from deploy.errors import (
     UnknownModelError,
 )
 from deploy.metrics import CONTENT_TYPE, NO_VERSION, Metrics
+from deploy.prediction_log import plain_items
 from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import (
     Described,
@@ -79,11 +81,13 @@ _INDEX = {
 
 @dataclass(slots=True)
 class _Call:
-    """One inference request on its way, for the metrics."""
+    """One inference request on its way, for the metrics and the prediction log."""
 
     request: Request
     protocol: str
     version: str = NO_VERSION
+    id: str = ""
+    made: bool = False
 
 
 def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: str) -> Starlette:
@@ -125,6 +129,7 @@ class _Api:
     async def exposition(self, request: Request) -> Response:
         self._metrics.gauge("driftd_server_ready").set(self._engine.ready)
         self._metrics.gauge("driftd_server_queue_items").set(self._engine.queued)
+        self._metrics.gauge("driftd_server_log_queue_items").set(self._engine.unlogged)
         return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def server(self, request: Request) -> Response:
@@ -171,10 +176,13 @@ class _Api:
         body = await self._body(call.request)
         request = await _aside(len(body), lambda: read_infer(body))
         self._count(len(next(iter(request.tensors.values()))))
-        if "version" not in call.request.path_params:
-            loaded = self._route(call, request.id)
+        loaded = self._route(call, request.id)
         items = await _aside(len(body), lambda: loaded.preprocessor.read(request.tensors))
-        asked = Asked(lambda preprocessor: preprocessor.read(request.tensors))
+        asked = Asked(
+            call.id,
+            lambda preprocessor: preprocessor.read(request.tensors),
+            lambda: plain_items(request.tensors, loaded.preprocessor),
+        )
         prediction = await self._engine.predict(loaded, items, lambda: _left(call.request), asked)
         return write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
@@ -192,7 +200,7 @@ class _Api:
             return preprocessor.encode(preprocessor.rows(request.values))
 
         items = await _aside(len(body), lambda: encode(loaded.preprocessor))
-        asked = Asked(encode)
+        asked = Asked(call.id, encode, lambda: request.values)
         prediction = await self._engine.predict(loaded, items, lambda: _left(call.request), asked)
         return write_plain(request, loaded.version, loaded.session.labels, prediction)
 
@@ -215,6 +223,8 @@ class _Api:
         metrics.histogram("driftd_server_request_seconds", call.version, call.protocol).observe(
             seconds
         )
+        if call.made:
+            response.headers[ID_HEADER] = call.id  # under which a label can come later
         if self._engine.closing:
             # Let clients find another server before this connection's end surprises them.
             response.headers["connection"] = "close"
@@ -230,11 +240,17 @@ class _Api:
         return self._engine.pick(request.path_params.get("version"))
 
     def _route(self, call: _Call, identity: str | None) -> Loaded:
-        """Who answers a request that names no version; identity: the request's own id."""
-        headers = call.request.headers
-        key = headers.get(KEY_HEADER) or identity or headers.get(ID_HEADER) or ""
-        loaded = self._engine.route(key)
+        """Who answers: the version that the path names, else whom the routing gives this key.
+
+        identity: what the request's body says is its id.
+        """
+        headers, version = call.request.headers, call.request.path_params.get("version")
+        call.id = identity or headers.get(ID_HEADER) or ""
+        key = headers.get(KEY_HEADER) or call.id
+        loaded = self._engine.route(key) if version is None else self._engine.pick(version)
         call.version = loaded.version
+        if not call.id and self._config.prediction_log is not None:
+            call.id, call.made = uuid.uuid4().hex, True
         return loaded
 
     def _readiness(self, ready: bool) -> Response:
