@@ -256,8 +256,10 @@ class Text:
         made.mkdir()
         save_file({"weight": head.weight, "bias": head.bias}, made / "head.safetensors")
         (made / "model.json").write_text(json.dumps({"kind": "text", "labels": self.labels}))
-        for file in (self.folder / "base").iterdir():
-            os.link(file, made / file.name)
+        first = self.folder / "registry" / "versions" / "v0001"
+        for file in (self.folder / "base").iterdir():  # as the trainer links its parent's files
+            published = first / file.name
+            os.link(published if published.exists() else file, made / file.name)
         graph = made / "model.int8.onnx"
         if weights is None:
             patch_head(self.int8, head.weight, head.bias, graph)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from deploy.session import HEAD_BIAS, HEAD_WEIGHT, Head
 # Field numbers of onnx.proto, which never change: ModelProto, GraphProto, TensorProto.
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LONGEST_KEY = 20  # bytes of a field's number and length together
+
+_CHUNK = 512 * 1024  # fits a core's cache beside the other file's
 
 
 class Span(NamedTuple):
@@ -33,57 +36,88 @@ def same_but_head(old: Path, new: Path, head: Head) -> bool:
     False as well where it cannot be told.
     """
     try:
-        if old.stat().st_size != new.stat().st_size:
+        size = new.stat().st_size
+        if old.stat().st_size != size:
             return False
-        data = new.read_bytes()
-        places = _head_places(data)
-        if len(places) != 2:
-            return False
-        before = bytearray(old.read_bytes())
+        with new.open("rb") as file, old.open("rb", buffering=0) as before:
+            places = _head_places(file, size)
+            if len(places) != 2 or not _holds(file, places, head):
+                return False
+            file.seek(0)
+            return _same_elsewhere(before, file, sorted(places.values()))
     except (OSError, ValueError, IndexError):
         return False
+
+
+def _holds(file: BinaryIO, places: dict[bytes, Span], head: Head) -> bool:
     for name, array in ((HEAD_WEIGHT, head.weight), (HEAD_BIAS, head.bias)):
         start, end = places[name.encode()]
-        if data[start:end] != np.ascontiguousarray(array, "<f4").tobytes():
+        file.seek(start)
+        if file.read(end - start) != np.ascontiguousarray(array, "<f4").tobytes():
             return False
-        before[start:end] = data[start:end]
-    return before == data
+    return True
 
 
-def _head_places(data: bytes) -> dict[bytes, Span]:
-    """Where the values of the head's two tensors lie. Raises IndexError for what is no ONNX."""
+def _same_elsewhere(old: BinaryIO, new: BinaryIO, but: list[Span]) -> bool:
+    """Whether two files of one size agree outside these places."""
+    ours, theirs, at = bytearray(_CHUNK), bytearray(_CHUNK), 0
+    while n := new.readinto(ours):  # type: ignore[attr-defined]
+        view, got = memoryview(theirs), 0
+        while got < n:
+            more = old.readinto(view[got:n])  # type: ignore[attr-defined]
+            if not more:
+                return False
+            got += more
+        for start, end in but:
+            low, high = max(start - at, 0), min(end - at, n)
+            if low < high:
+                theirs[low:high] = ours[low:high]
+        if ours != theirs and ours[:n] != theirs[:n]:
+            return False
+        at += n
+    return True
+
+
+def _head_places(file: BinaryIO, size: int) -> dict[bytes, Span]:
+    """Where the values of the head's two tensors lie. Raises ValueError for what is no ONNX."""
     wanted = (HEAD_WEIGHT.encode(), HEAD_BIAS.encode())
     places: dict[bytes, Span] = {}
-    for number, graph in _fields(data, Span(0, len(data))):
+    for number, graph in _fields(file, Span(0, size)):
         if number != _GRAPH:
             continue
-        for inner, tensor in _fields(data, graph):
+        for inner, tensor in _fields(file, graph):
             if inner != _INITIALIZER:
                 continue
-            parts = dict(_fields(data, tensor))
+            parts = dict(_fields(file, tensor))
             name = parts.get(_NAME, Span(0, 0))
-            key = data[name.start : name.end]
+            file.seek(name.start)
+            key = file.read(min(name.end - name.start, 1000))
             if key in wanted and _RAW_DATA in parts:
                 places[key] = parts[_RAW_DATA]
+                if len(places) == len(wanted):
+                    return places
     return places
 
 
-def _fields(data: bytes, span: Span) -> Iterator[tuple[int, Span]]:
+def _fields(file: BinaryIO, span: Span) -> Iterator[tuple[int, Span]]:
     """Number and place of each field of a message that has a length; others are passed over."""
     at = span.start
     while at < span.end:
-        key, at = _varint(data, at)
+        file.seek(at)
+        head = file.read(_LONGEST_KEY)
+        key, used = _varint(head, 0)
         number, kind = key >> 3, key & 7
         if kind == _BYTES:
-            size, at = _varint(data, at)
-            yield number, Span(at, at + size)
-            at += size
+            size, used = _varint(head, used)
+            yield number, Span(at + used, at + used + size)
+            used += size
         elif kind == _VARINT:
-            _, at = _varint(data, at)
+            _, used = _varint(head, used)
         elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
+            used += 8 if kind == _FIXED64 else 4
         else:
             raise ValueError(f"wire type {kind}")
+        at += used
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
