@@ -18,10 +18,11 @@ from bench._drift_errors import (
     calm,
     missing_as,
 )
-from bench._drift_peers import Unavailable, measured, write_errors, write_texts
+from bench._drift_peers import measured, write_errors, write_texts
 from bench._drift_plot import Axes, Point, Series, chart
 from bench._drift_streams import CACHE, REFERENCE, Bits, Pool
 from bench._drift_texts import HORIZON, SHARES, Entering, entering
+from bench._peer_env import Unavailable
 from bench.report import RESULTS, Row, row
 from bench.streams import NoData
 from drift import Monitors

@@ -24,11 +24,11 @@ import orjson
 from daemon.events import Rejected
 from daemon.stream_config import (
     FileLettersConfig,
-    KafkaConnection,
     KafkaSourceConfig,
     LetterLimits,
     TopicLettersConfig,
 )
+from deploy.kafka_config import KafkaConnection
 
 if TYPE_CHECKING:
     from daemon.config import Config

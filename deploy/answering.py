@@ -8,20 +8,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import TypeVar
+import uuid
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from deploy.config import ServerConfig
 from deploy.engine import Asked, Engine, Left, Loaded
 from deploy.errors import DeployError, TooLargeError, UnknownModelError
 from deploy.metrics import NO_VERSION, Metrics
-from deploy.preprocess import Encoded, Preprocessor
+from deploy.prediction_log import plain_items
+from deploy.preprocess import Tensors
 from deploy.protocol import Described
 from deploy.session import Prediction
 
 log = logging.getLogger("driftd.server")
 
 T = TypeVar("T")
+
+# Requests of one key are answered by one version while a challenger has a share of them. Both are
+# headers in HTTP, metadata in gRPC.
+KEY = "x-driftd-key"
+ID = "x-request-id"
 
 # Requests longer than this are parsed and tokenised beside the event loop, not on it.
 _LONG_BYTES = 16 * 1024
@@ -43,6 +50,22 @@ STATUS = {
 }
 
 
+class Chosen(NamedTuple):
+    """Who answers a request, and the request's id; ``made`` if the client does not know it yet."""
+
+    loaded: Loaded
+    id: str = ""
+    made: bool = False
+
+    def asked(self, tensors: Tensors) -> Asked:
+        """A question by tensors."""
+        return Asked(
+            self.id,
+            lambda preprocessor: preprocessor.read(tensors),
+            lambda: plain_items(tensors, self.loaded.preprocessor),
+        )
+
+
 class Answering:
     """Answers questions about one model by an engine."""
 
@@ -60,6 +83,23 @@ class Answering:
             raise UnknownModelError(f"no model {name!r} here: it is called {self.config.name!r}")
         return self.engine.pick(version)
 
+    def choose(
+        self, sent: Mapping[str, str], identity: str | None = None, version: str | None = None
+    ) -> Chosen:
+        """Who answers: the version of that name, else whom the routing gives this request's key.
+
+        sent: what came beside the request, its `KEY` and `ID`. identity: the request's own id.
+        Raises `UnknownVersionError` or `NotReadyError`.
+        """
+        id = identity or sent.get(ID) or ""
+        if version is None:
+            loaded = self.engine.route(sent.get(KEY) or id)
+        else:
+            loaded = self.engine.pick(version)
+        # A label can come later, under the id.
+        made = not id and self.config.prediction_log is not None
+        return Chosen(loaded, uuid.uuid4().hex if made else id, made)
+
     def described(self, loaded: Loaded) -> Described:
         """The metadata of a version."""
         return Described(
@@ -73,7 +113,7 @@ class Answering:
     async def answer(
         self,
         loaded: Loaded,
-        read: Callable[[Preprocessor], Encoded],
+        asked: Asked,
         *,
         items: int,
         size: int,
@@ -82,14 +122,14 @@ class Answering:
     ) -> Prediction:
         """The answer of one version.
 
-        read: encodes the items; it takes a while for a request of many bytes, its ``size``.
+        size: of the request, in bytes; to read a large one takes a while.
         left and within: see `Engine.predict`, whose errors this raises, beside `InputError`.
         """
         if items > self.config.max_items:
             limit = self.config.max_items
             raise TooLargeError(f"{items} items in one request; the limit is {limit}")
-        encoded = await aside(size, lambda: read(loaded.preprocessor))
-        return await self.engine.predict(loaded, encoded, left, within=within, asked=Asked(read))
+        encoded = await aside(size, lambda: asked.read(loaded.preprocessor))
+        return await self.engine.predict(loaded, encoded, left, within=within, asked=asked)
 
     def done(
         self, protocol: str, version: str, begun: float, error: Exception | None = None

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deploy.access import OPEN, Scope, Scopes, guarded
-from deploy.answering import STATUS, Answering, aside
-from deploy.engine import Loaded
+from deploy.answering import ID, STATUS, Answering, Chosen, aside
+from deploy.engine import Asked, Loaded
 from deploy.errors import (
     ClientGoneError,
     DeployError,
@@ -39,10 +39,6 @@ from deploy.protocol import (
     write_metadata,
     write_plain,
 )
-
-# Requests of one key are answered by one version while a challenger has a share of them.
-KEY_HEADER = "x-driftd-key"
-ID_HEADER = "x-request-id"
 
 _LONGEST_ERROR = 1000
 
@@ -67,11 +63,12 @@ _LOOKING = frozenset({Scope.READ, Scope.INFER})
 
 @dataclass(slots=True)
 class _Call:
-    """One inference request on its way, for the metrics."""
+    """One inference request on its way, for the metrics and the answer's headers."""
 
     request: Request
     protocol: str
     version: str = NO_VERSION
+    chosen: Chosen | None = None
 
 
 def create_app(answering: Answering, release: str) -> ASGIApp:
@@ -123,6 +120,7 @@ class _Api:
     async def exposition(self, request: Request) -> Response:
         self._metrics.gauge("driftd_server_ready").set(self._engine.ready)
         self._metrics.gauge("driftd_server_queue_items").set(self._engine.queued)
+        self._metrics.gauge("driftd_server_log_queue_items").set(self._engine.unlogged)
         return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def server(self, request: Request) -> Response:
@@ -160,11 +158,11 @@ class _Api:
         json_bytes = _json_bytes(call.request)
         body = await self._body(call.request)
         request = await aside(len(body), lambda: read_infer(body, json_bytes))
-        if "version" not in call.request.path_params:
-            loaded = self._route(call, request.id)
+        chosen = self._choose(call, request.id)
+        loaded = chosen.loaded
         prediction = await self._answering.answer(
             loaded,
-            lambda preprocessor: preprocessor.read(request.tensors),
+            chosen.asked(request.tensors),
             items=request.items,
             size=len(body),
             left=lambda: _left(call.request),
@@ -185,14 +183,15 @@ class _Api:
         call.version = loaded.version
         body = await self._body(call.request)
         request = await aside(len(body), lambda: read_plain(body))
-        loaded = self._route(call, None)
+        chosen = self._choose(call)
+        loaded = chosen.loaded
 
         def encode(preprocessor: Preprocessor) -> Encoded:
             return preprocessor.encode(preprocessor.rows(request.values))
 
         prediction = await self._answering.answer(
             loaded,
-            encode,
+            Asked(chosen.id, encode, lambda: request.values),
             items=len(request.values),
             size=len(body),
             left=lambda: _left(call.request),
@@ -209,6 +208,8 @@ class _Api:
         except Exception as error:
             response, failed = _message(500, "internal error"), error
         self._answering.done(call.protocol, call.version, begin, failed)
+        if call.chosen is not None and call.chosen.made:
+            response.headers[ID] = call.chosen.id
         if self._engine.closing:
             # Let clients find another server before this connection's end surprises them.
             response.headers["connection"] = "close"
@@ -218,13 +219,13 @@ class _Api:
         path = request.path_params
         return self._answering.pick(path["name"], path.get("version"))
 
-    def _route(self, call: _Call, identity: str | None) -> Loaded:
-        """Who answers a request that names no version; identity: the request's own id."""
-        headers = call.request.headers
-        key = headers.get(KEY_HEADER) or identity or headers.get(ID_HEADER) or ""
-        loaded = self._engine.route(key)
-        call.version = loaded.version
-        return loaded
+    def _choose(self, call: _Call, identity: str | None = None) -> Chosen:
+        """Who answers; identity: what the request's body says is its id."""
+        request = call.request
+        version = request.path_params.get("version")
+        call.chosen = self._answering.choose(request.headers, identity, version)
+        call.version = call.chosen.loaded.version
+        return call.chosen
 
     def _readiness(self, ready: bool) -> Response:
         return _json(dump({"ready": ready}), 200 if ready else 503)

@@ -30,6 +30,7 @@ from deploy.errors import (
     UnknownVersionError,
 )
 from deploy.metrics import NO_VERSION, Metrics
+from deploy.prediction_log import Answered, PredictionLog
 from deploy.preprocess import Encoded, Preprocessor
 from deploy.routing import Outcome as Became
 from deploy.routing import Trial
@@ -64,9 +65,12 @@ class Asked(NamedTuple):
     """What a request was about, beyond its items as one version encodes them.
 
     read: encodes its items for another version. Raises `InputError`.
+    inputs: its items as plain JSON values, for the prediction log; None if not to be had.
     """
 
+    id: str
     read: Callable[[Preprocessor], Encoded]
+    inputs: Callable[[], Sequence[object] | None]
 
 
 class Lineup(NamedTuple):
@@ -101,9 +105,12 @@ class _Ticket(Job):
 class Engine:
     """Answers on the event loop that started it; the model runs on the batcher's threads."""
 
-    def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, config: ServerConfig, metrics: Metrics, predictions: PredictionLog | None = None
+    ) -> None:
         self.config = config
         self.metrics = metrics
+        self._log = predictions
         self._lineup = Lineup()
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,6 +167,11 @@ class Engine:
         """Items waiting for a worker."""
         return self._batcher.depth
 
+    @property
+    def unlogged(self) -> int:
+        """Items of the prediction log that wait for the broker."""
+        return 0 if self._log is None else self._log.waiting
+
     def pick(self, version: str | None = None) -> Loaded:
         """The champion, or the loaded version of that name.
 
@@ -199,7 +211,7 @@ class Engine:
 
         left: returns when the client has left; the work is then dropped.
         within: seconds after which the answer is of no use to the client, if it said so.
-        asked: needed for a challenger that encodes its inputs in another way.
+        asked: for the prediction log, and a challenger that encodes inputs in another way.
         Raises `QueueFullError`, `DeadlineError`, `ClientGoneError`, `InferenceError`,
         `NotReadyError` or `TooLargeError`.
         """
@@ -218,10 +230,17 @@ class Engine:
         watch = loop.call_later(_PATIENCE_SECONDS, self._watch, ticket, left) if left else None
         failed: DeployError | None = None
         try:
-            return await ticket.future
+            prediction = await ticket.future
         except DeployError as error:
             failed = error
             raise
+        else:
+            if self._log is not None and asked is not None:
+                labels, now = loaded.session.labels, time.time()
+                self._log.write(
+                    Answered(asked.id, now, loaded.version, labels, prediction, asked.inputs)
+                )
+            return prediction
         finally:
             ticket.cancelled = True
             if trial is not None:

@@ -123,6 +123,12 @@ class PatchError(DeployError):
     reason = "patch_failed"
 
 
+class LogError(DeployError):
+    """Predictions cannot be logged as configured."""
+
+    reason = "log_failed"
+
+
 class BindError(DeployError):
     """The server's address cannot be bound."""
 

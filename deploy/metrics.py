@@ -137,6 +137,18 @@ METRICS = (
         "Versions that could not be loaded, by reason.",
     ),
     Metric(
+        "driftd_server_logged_items_total",
+        "counter",
+        (*_INFERENCE, "outcome"),
+        "Items for the prediction log: sent, dropped (no room to wait for the broker) or failed.",
+    ),
+    Metric(
+        "driftd_server_log_queue_items",
+        "gauge",
+        ("model",),
+        "Items of the prediction log that wait for the broker.",
+    ),
+    Metric(
         "driftd_server_start_time_seconds",
         "gauge",
         ("model",),

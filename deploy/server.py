@@ -26,6 +26,7 @@ from deploy.config import ServerConfig
 from deploy.engine import Engine
 from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
+from deploy.prediction_log import PredictionLog
 from deploy.tls import Renewed
 from deploy.versions import Source, Versions
 from deploy.watcher import Watcher
@@ -61,7 +62,9 @@ class InferenceServer:
     ) -> None:
         self.config = config
         self.metrics = metrics or Metrics(config.name)
-        self.engine = Engine(config, self.metrics)
+        logged = config.prediction_log
+        self._log = None if logged is None else PredictionLog(logged, self.metrics)
+        self.engine = Engine(config, self.metrics, self._log)
         self.watcher = Watcher(Versions(source), self.engine, config)
         app = create_app(Answering(self.engine, config, self.metrics), _release())
         http = uvicorn.Config(
@@ -105,6 +108,8 @@ class InferenceServer:
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        if self._log is not None:
+            self._log.start()
         self.engine.start()
         self.watcher.start()
         if threading.current_thread() is threading.main_thread():
@@ -120,6 +125,8 @@ class InferenceServer:
             self.watcher.stop()
             self.engine.stop()
             self._socket.close()
+            if self._log is not None:
+                self._log.close()
         log.info("stopped")
 
     def _notice(self) -> None:

@@ -6,6 +6,7 @@ A session runs on one thread; several threads may call it at once and share its 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,9 +86,11 @@ class Session:
         self.preprocessor = preprocessor
         self.labels = tuple(labels)
         self.head = head
+        self.path = model
         self.size_bytes = model.stat().st_size
         self._batch = batch or BatchConfig()
         self._runtime = _runtime(model, threads)
+        self._fed: Head | None = None  # in place of the graph's own
 
     @classmethod
     def open(
@@ -121,6 +124,16 @@ class Session:
         """Another graph of the same version (its FP32 original), with all else alike."""
         return Session(model, self.preprocessor, self.labels, self.head, batch=self._batch)
 
+    def with_head(
+        self, model: Path, preprocessor: Preprocessor, labels: Sequence[str], head: Head
+    ) -> Session:
+        """A version whose graph, ``model``, differs in the head only: it shares what runs."""
+        other = copy.copy(self)
+        other.path, other.size_bytes = model, model.stat().st_size
+        other.preprocessor, other.labels, other.head = preprocessor, tuple(labels), head
+        other._fed = head
+        return other
+
     def predict(self, inputs: Inputs, head: Head | None = None) -> Prediction:
         """Predict ``n`` inputs, in their order; batched by length to save padding.
 
@@ -143,17 +156,18 @@ class Session:
 
     def run_feeds(self, feeds: Feeds, head: Head | None = None) -> Prediction:
         """One pass over the graph's own inputs."""
+        head = self._fed if head is None else head
         if head is not None:
             feeds = feeds | {HEAD_WEIGHT: head.weight, HEAD_BIAS: head.bias}
         return Prediction(*self._runtime.run(OUTPUTS, feeds))
 
-    def warm(self) -> None:
-        """Run small and full batches, and check that what comes out can be served.
+    def warm(self, *sizes: int) -> None:
+        """Run batches of these sizes, else a small and a full one, and check what comes out.
 
         Raises `LoadError` if the graph does not run, answers nonsense, or holds another head
         than the version's folder states.
         """
-        for n in (1, self._batch.max_items):
+        for n in sizes or (1, self._batch.max_items):
             sample = self.preprocessor.sample(n)
             try:
                 answer = self.run(sample)

@@ -19,6 +19,10 @@ from deploy.routing import Counted, Split
 Source: TypeAlias = registry.Registry | registry.RegistryConfig | str | Path
 
 
+# Files remembered as sound; a version has about six.
+_MANY_FILES = 1000
+
+
 class Aliases(NamedTuple):
     """The names of the version that serves and of the one before it, if any."""
 
@@ -34,6 +38,13 @@ class Versions:
         self._source = source.config if isinstance(source, registry.Registry) else source
         config = self._source
         self._where = config.path if isinstance(config, registry.RegistryConfig) else str(config)
+
+        self._sound: set[registry.Sound] = set()
+
+    @property
+    def remote(self) -> bool:
+        """Whether each look is a request over a network."""
+        return self._where.startswith("s3://")
 
     def __str__(self) -> str:
         return self._where
@@ -83,12 +94,17 @@ class Versions:
                 opened.report(server, registry.Traffic(counted.generation, *sides))
 
     def fetch(self, version: str) -> Path:
-        """The version's folder, every file's size and digest verified. Raises `LoadError`."""
+        """The version's folder, every file's size and digest verified. Raises `LoadError`.
+
+        A file that versions share, and that was found sound before, is not read again.
+        """
         with _explained():
             opened = self._open()
             if opened is None:
                 raise LoadError("not_found", f"there is no registry at {self._where}")
-            return opened.path(version, verify=True)
+            if len(self._sound) > _MANY_FILES:
+                self._sound.clear()
+            return opened.path(version, verify=True, sound=self._sound)
 
     def _open(self) -> registry.Registry | None:
         if self._registry is None:

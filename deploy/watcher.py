@@ -27,7 +27,8 @@ from deploy.errors import LoadError
 from deploy.metrics import NO_VERSION
 from deploy.preprocess import Preprocessor, load_preprocessor
 from deploy.routing import Counted, Trial
-from deploy.session import Session
+from deploy.same_graph import same_but_head
+from deploy.session import MODEL_FILE, Session, read_head
 from deploy.versions import Aliases, Versions
 
 log = logging.getLogger("driftd.server")
@@ -123,13 +124,15 @@ class Watcher:
 
     def _run(self) -> None:
         log.info("waiting for a champion in %s", self._versions)
+        config = self._config
+        pause = config.poll_seconds_bucket if self._versions.remote else config.poll_seconds
         while not self._stop.is_set():
             try:
                 self.step()
             except Exception:  # this thread must not die: a server that cannot swap is no server
                 log.exception("the watcher failed; it goes on")
                 self._failures += 1
-            self._stop.wait(self._config.poll_seconds)
+            self._stop.wait(pause)
 
     def _follow(self, aliases: Aliases, noticed: float) -> bool:
         if aliases.champion is None:
@@ -229,11 +232,23 @@ class Watcher:
 
     def _load(self, version: str) -> Loaded:
         folder = self._versions.fetch(version)
-        session = Session.open(
-            folder, preprocessor=self._preprocessor(folder), batch=self._config.batch
-        )
+        preprocessor = self._preprocessor(folder)
+        session = self._shared(folder, preprocessor)
+        if session is not None:
+            session.warm(1)
+            return Loaded(version, session)
+        session = Session.open(folder, preprocessor=preprocessor, batch=self._config.batch)
         session.warm()
         return Loaded(version, session)
+
+    def _shared(self, folder: Path, preprocessor: Preprocessor) -> Session | None:
+        """A session that runs a loaded version's graph, where only the head differs."""
+        labels, head = read_head(folder)
+        model = folder / MODEL_FILE
+        for loaded in self._engine.lineup.roles.values():
+            if same_but_head(loaded.session.path, model, head):
+                return loaded.session.with_head(model, preprocessor, labels, head)
+        return None
 
     def _preprocessor(self, folder: Path) -> Preprocessor:
         """The folder's preprocessor; the one at hand if its files are the same.

@@ -27,7 +27,7 @@ from .errors import (
 from .journal import Journal, Row
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
-from .registry import Registry, Request, Version, open_registry
+from .registry import Registry, Request, Sound, Version, open_registry
 from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
 
@@ -54,6 +54,7 @@ __all__ = [
     "Request",
     "Routing",
     "Row",
+    "Sound",
     "State",
     "StorageError",
     "Stretch",

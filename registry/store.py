@@ -265,6 +265,9 @@ class _LocalStage:
         target = self._place / name
         size = source.stat().st_size
         if any(size == twin_size for _, twin_size in twins):  # else reading it twice is a waste
+            own = self._published_already(source, twins)
+            if own is not None and self._link(self._root / own[1], target, own[0]):
+                return own[0], size
             digest = sha256(source.resolve())
             twin = twins.get((digest, size))
             if twin is not None and self._link(self._root / twin, target, digest):
@@ -286,6 +289,20 @@ class _LocalStage:
             raise
         sync_folder(target.parent)
         return True
+
+    def _published_already(
+        self, source: Path, twins: Mapping[tuple[str, int], str]
+    ) -> tuple[str, str] | None:
+        """Digest and name of the published file that ``source`` is a hard link to, if it is one."""
+        found = source.stat()
+        if found.st_nlink < 2:
+            return None
+        for (digest, size), twin in twins.items():
+            if size == found.st_size:
+                with suppress(OSError):
+                    if os.path.samestat(found, os.lstat(self._root / twin)):
+                        return digest, twin
+        return None
 
     @staticmethod
     def _link(twin: Path, target: Path, digest: str) -> bool:

@@ -515,6 +515,21 @@ SERVING = dashboard(
                 unit="ops",
             ),
         ],
+        "Prediction log": [
+            graph(
+                "Items by outcome",
+                {"{{outcome}}": f"sum by (outcome) ({rate('driftd_server_logged_items_total')})"},
+                "dropped: no room to wait for the broker; failed: it refused them.",
+                unit="ops",
+                width=12,
+            ),
+            graph(
+                "Waiting for the broker",
+                {"{{pod}}{{instance}}": of("driftd_server_log_queue_items")},
+                "At server.prediction_log.queue_items further ones are dropped.",
+                width=12,
+            ),
+        ],
         "Servers": [
             graph(
                 "Ready",

@@ -22,7 +22,8 @@ from daemon.dead_letters import (
     open_dead_letters,
 )
 from daemon.events import Rejected
-from daemon.stream_config import KafkaConnection, LetterLimits
+from daemon.stream_config import LetterLimits
+from deploy.kafka_config import KafkaConnection
 
 
 def refused(n: int = 0, value: bytes = b"{broken", reason: str = "invalid_json") -> Rejected:

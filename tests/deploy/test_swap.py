@@ -27,7 +27,15 @@ def sessions(monkeypatch):
         alive.add(session)
         return session
 
+    made = Session.with_head
+
+    def shared(*args):
+        session = made(*args)
+        alive.add(session)
+        return session
+
     monkeypatch.setattr(Session, "open", watched)
+    monkeypatch.setattr(Session, "with_head", shared)
     # Take the path of slow answers, which watches for clients that leave.
     monkeypatch.setattr("deploy.engine._PATIENCE_SECONDS", 0.0)
     gc.collect()
@@ -36,9 +44,12 @@ def sessions(monkeypatch):
     gc.enable()
 
 
+@pytest.mark.parametrize("opened", ["each", "heads shared"])
 def test_no_request_fails_while_versions_change(
-    serving, text, publish, tmp_path, eventually, sessions
+    serving, text, publish, tmp_path, eventually, sessions, opened, monkeypatch
 ):
+    if opened == "each":
+        monkeypatch.setattr("deploy.watcher.same_but_head", lambda *_: False)
     versions = [publish(text, seed=seed) for seed in range(4)]
     store = registry.open_registry(str(tmp_path / "registry"))
     store.promote(versions[0], actor="test", reason="a test")

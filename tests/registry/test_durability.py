@@ -1,11 +1,13 @@
 """What a registry promises while things break: crashes, decay. Races are in test_strain.py."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from registry import Corrupt, DigestMismatch, Registry, open_registry
+from registry import Corrupt, DigestMismatch, Registry, Sound, durable, open_registry
 
 Publish = Callable[..., str]
 
@@ -158,3 +160,32 @@ def test_what_a_killed_publisher_left_is_cleaned_up(registry: Registry, publish:
     left.with_name(left.name + ".lock").touch()
     registry.collect(actor="test")
     assert list(left.parent.iterdir()) == []
+
+
+def test_what_was_found_sound_is_read_again_once_it_is_written(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = publish(model="abc" * 100, head="xyz" * 100)
+    folder = registry.path(version)
+    for name in ("model", "head"):
+        os.utime(folder / name, ns=(0, time.time_ns() - 5_000_000_000))
+    sound: set[Sound] = set()
+    registry.path(version, sound=sound)
+    assert len(sound) == 2
+    read: list[str] = []
+    digest = durable.sha256
+    monkeypatch.setattr(
+        "registry.registry.sha256", lambda path: (read.append(path.name), digest(path))[1]
+    )
+    registry.path(version, sound=sound)
+    assert read == []
+    file = folder / "model"
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes().replace(b"a", b"b", 1))
+    with pytest.raises(DigestMismatch, match="model"):
+        registry.path(version, sound=sound)
+    # A file that is young is read each time: its clock may be too coarse to tell.
+    young: set[Sound] = set()
+    other = publish(model="def" * 100)
+    registry.path(other, sound=young)
+    assert young == set()
