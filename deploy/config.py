@@ -100,6 +100,13 @@ class ServerConfig(BaseModel):
         description="Port to bind; 0 lets the system choose. 8080 is what inference clients of "
         "the V2 protocol try first.",
     )
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port for gRPC, beside HTTP: the same protocol, tokens and TLS; 0 lets the "
+        "system choose. Empty: none, as it needs the extra `grpc`. Clients try 8001 first.",
+    )
     name: str = Field(
         default="driftd",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -190,6 +197,12 @@ class ServerConfig(BaseModel):
         description="Connections the kernel holds while the server is busy; bursts of clients "
         "should wait a moment rather than be refused.",
     )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port and self.port == self.grpc_port:
+            raise ValueError(f"port and grpc_port are both {self.port}: give gRPC its own")
+        return self
 
     @model_validator(mode="after")
     def _one_request_fits_the_queue(self) -> Self:

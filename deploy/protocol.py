@@ -28,7 +28,7 @@ _DATATYPES = ("BOOL", *_INTEGERS, *_FLOATS, "BYTES")
 
 LABEL, PROBABILITIES, EMBEDDING = "label", "probabilities", "embedding"
 _OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING)
-_DEFAULT_OUTPUTS = (LABEL, PROBABILITIES)
+DEFAULT_OUTPUTS = (LABEL, PROBABILITIES)
 
 # Labels a person wants to see of one answer; programs take them all from V2.
 _SHOWN = 5
@@ -320,6 +320,10 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
     kind = array.dtype.kind
     if not array.size:
         return array.astype(np.float32)
+    if datatype == "UINT64" and kind not in "iu":  # numpy takes large whole numbers for others
+        array = np.array(data, dtype=object)
+        if all(type(item) is int and 0 <= item < 2**64 for item in array.flat):
+            return array.astype(np.uint64)
     if datatype == "BOOL" and kind == "b":
         return array
     if datatype in _INTEGERS and kind in "iu":
@@ -338,7 +342,7 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
 def _wanted(listed: object, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
     """The names of the outputs wanted, and which of them as bytes; ``binary``: unless they say."""
     if listed is None or listed == []:
-        return _DEFAULT_OUTPUTS, frozenset(_DEFAULT_OUTPUTS if binary else ())
+        return DEFAULT_OUTPUTS, frozenset(DEFAULT_OUTPUTS if binary else ())
     if not isinstance(listed, list):
         raise InputError("'outputs' must be a list")
     names: dict[str, bool] = {}

@@ -60,6 +60,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "http" (dict "host" "0.0.0.0" "port" 8081)
   "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
     "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
+{{- if .Values.server.grpc -}}
+{{- $_ := set $ours.server "grpc_port" 8001 -}}
+{{- end -}}
 {{- if .Values.server.tokensSecret.name -}}
 {{- $_ := set $ours.server "access" (dict "tokens" "/etc/driftd/tokens/tokens") -}}
 {{- end -}}
@@ -120,6 +123,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.daemon.keda.enabled -}}
 {{- fail "daemon.keda needs mode: apart, or the server would be stopped with the daemon" -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.server.kserve.enabled .Values.server.grpc -}}
+{{- fail "server.grpc does not go with server.kserve, which leads to one port" -}}
 {{- end -}}
 {{- if and .Values.server.kserve.enabled .Values.server.tlsSecret -}}
 {{- fail "server.tlsSecret does not go with server.kserve, whose own gateway speaks TLS" -}}
