@@ -34,10 +34,12 @@ STATUS = {
     "unknown_model": 404,
     "unknown_version": 404,
     "slow_body": 408,
+    "refused": 409,
     "too_large": 413,
     "queue_full": 429,
     "client_gone": 499,
     "inference_failed": 500,
+    "load_failed": 503,
     "not_ready": 503,
     "deadline": 504,
 }

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from deploy.access import OPEN, Scope, Scopes, Tokens
+from deploy.access import OPEN, Scopes, Tokens
 from deploy.answering import Answering, aside
 from deploy.binary import pack, pack_texts, unpack
 from deploy.config import ServerConfig
@@ -32,6 +32,7 @@ from deploy.errors import (
     UnknownModelError,
 )
 from deploy.metrics import NO_VERSION
+from deploy.openapi import ASKING, LOOKING, OPERATING, READING
 from deploy.preprocess import TensorSpec
 from deploy.protocol import (
     DEFAULT_OUTPUTS,
@@ -43,6 +44,7 @@ from deploy.protocol import (
     select,
     shaped,
 )
+from deploy.repository import Repository
 from deploy.rpc_messages import HEALTH, INFERENCE, MESSAGES, NOT_SERVING, SERVING
 from deploy.session import Prediction
 from deploy.tls import Renewed
@@ -56,8 +58,10 @@ _CODES = {
     "unknown_model": grpc.StatusCode.NOT_FOUND,
     "unknown_version": grpc.StatusCode.NOT_FOUND,
     "too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "refused": grpc.StatusCode.FAILED_PRECONDITION,
     "queue_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "client_gone": grpc.StatusCode.CANCELLED,
+    "load_failed": grpc.StatusCode.UNAVAILABLE,
     "not_ready": grpc.StatusCode.UNAVAILABLE,
     "deadline": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -77,9 +81,6 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-
-_ASKING = frozenset({Scope.INFER})
-_LOOKING = frozenset({Scope.READ, Scope.INFER})
 
 # Between two looks at readiness, for those who watch it.
 _WATCH_SECONDS = 0.5
@@ -104,8 +105,15 @@ class RpcServer:
     Raises `AccessError` if tokens are configured that cannot be used.
     """
 
-    def __init__(self, answering: Answering, release: str, tls: Renewed | None = None) -> None:
+    def __init__(
+        self,
+        answering: Answering,
+        repository: Repository,
+        release: str,
+        tls: Renewed | None = None,
+    ) -> None:
         self._answering = answering
+        self._repository = repository
         self._engine = answering.engine
         self._config: ServerConfig = answering.config
         self._release = release
@@ -153,9 +161,12 @@ class RpcServer:
             (
                 unary("ServerLive", OPEN, self._live),
                 unary("ServerReady", OPEN, self._ready),
-                unary("ServerMetadata", _LOOKING, self._metadata),
-                unary("ModelReady", _LOOKING, self._model_ready),
-                unary("ModelMetadata", _LOOKING, self._model_metadata),
+                unary("ServerMetadata", LOOKING, self._metadata),
+                unary("ModelReady", LOOKING, self._model_ready),
+                unary("ModelMetadata", LOOKING, self._model_metadata),
+                unary("RepositoryIndex", READING, self._index),
+                unary("RepositoryModelLoad", OPERATING, self._load),
+                unary("RepositoryModelUnload", OPERATING, self._unload),
             )
         )
         methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
@@ -215,6 +226,17 @@ class RpcServer:
             outputs=_specs(model.outputs),
         )
 
+    async def _index(self, request: Any, context: aio.ServicerContext) -> Any:
+        entries = await self._repository.index(request.ready)
+        return MESSAGES["RepositoryIndexResponse"](models=[entry._asdict() for entry in entries])
+
+    async def _load(self, request: Any, context: aio.ServicerContext) -> Any:
+        await self._repository.load(request.model_name)
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def _unload(self, request: Any, context: aio.ServicerContext) -> Any:
+        self._repository.unload(request.model_name)
+
     async def _check(self, request: Any, context: aio.ServicerContext) -> Any:
         if request.service not in ("", INFERENCE):
             raise UnknownModelError(f"no service {request.service!r} here")
@@ -237,7 +259,7 @@ class RpcServer:
         version = NO_VERSION
         failed: Exception
         try:
-            self._allow(context, _ASKING)
+            self._allow(context, ASKING)
             within = context.time_remaining()
             if within is not None and within <= 0:
                 raise DeadlineError("the deadline had passed when the request came")
@@ -272,7 +294,7 @@ class RpcServer:
         try:
             self._tokens.allow(sent.get("authorization"), needed)
         except (UnauthorizedError, ForbiddenError) as error:
-            if needed is not _ASKING:  # an inference counts its own errors
+            if needed is not ASKING:  # an inference counts its own errors
                 self._answering.refused(error.reason)
             raise
 

@@ -39,6 +39,13 @@ _INFERENCE = {
     " InferOutputTensor* outputs 5, bytes* raw_output_contents 6",
     "InferOutputTensor": "string name 1, string datatype 2, int64* shape 3,"
     " InferTensorContents contents 5",
+    "RepositoryIndexRequest": "bool ready 2",
+    "RepositoryIndexResponse": "ModelIndex* models 1",
+    "ModelIndex": "string name 1, string version 2, string state 3, string reason 4",
+    "RepositoryModelLoadRequest": "string model_name 2",
+    "RepositoryModelLoadResponse": "",
+    "RepositoryModelUnloadRequest": "string model_name 2",
+    "RepositoryModelUnloadResponse": "",
 }
 _HEALTH = {
     "HealthCheckRequest": "string service 1",

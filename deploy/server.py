@@ -28,6 +28,7 @@ from deploy.engine import Engine
 from deploy.errors import BindError, DeployError
 from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
+from deploy.repository import Repository
 from deploy.tls import Renewed
 from deploy.versions import Source, Versions
 from deploy.watcher import Watcher
@@ -67,11 +68,15 @@ class InferenceServer:
         self.config = config
         self.metrics = metrics or Metrics(config.name)
         self.engine = Engine(config, self.metrics)
-        self.watcher = Watcher(Versions(source), self.engine, config)
+        versions = Versions(source)
+        self.watcher = Watcher(versions, self.engine, config)
         tls = None if config.tls.certificate is None else Renewed(config.tls)
         answering = Answering(self.engine, config, self.metrics)
-        app = create_app(answering, _release())
-        self._rpc = None if config.grpc_port is None else _rpc_server(answering, tls)
+        repository = Repository(versions, answering)
+        app = create_app(answering, repository, _release())
+        self._rpc = None
+        if config.grpc_port is not None:
+            self._rpc = _rpc_server(answering, repository, tls)
         http = uvicorn.Config(
             app,
             http="httptools",
@@ -192,14 +197,14 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
-def _rpc_server(answering: Answering, tls: Renewed | None) -> RpcServer:
+def _rpc_server(answering: Answering, repository: Repository, tls: Renewed | None) -> RpcServer:
     try:
         from deploy.rpc import RpcServer
     except ModuleNotFoundError as error:
         raise BindError(
             f'server.grpc_port needs the package {error.name}: pip install "driftd[grpc]"'
         ) from error
-    return RpcServer(answering, _release(), tls)
+    return RpcServer(answering, repository, _release(), tls)
 
 
 def _release() -> str:
