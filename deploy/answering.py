@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from deploy.config import ServerConfig
 from deploy.engine import Engine, Left, Loaded
-from deploy.errors import DeployError, TooLargeError, UnknownModelError
+from deploy.errors import DeadlineError, DeployError, TooLargeError, UnknownModelError
 from deploy.metrics import NO_VERSION, Metrics
 from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import Described
@@ -72,6 +72,14 @@ class Answering:
             loaded.session.head.weight.shape[0],
         )
 
+    def admit(self, due: float | None = None) -> None:
+        """Refuse a request that could not be answered, before it is read.
+
+        due: when its answer is of no use any more, by `time.monotonic`.
+        Raises `QueueFullError` or `DeadlineError`.
+        """
+        self.engine.admit(_left_until(due))
+
     async def answer(
         self,
         loaded: Loaded,
@@ -80,18 +88,18 @@ class Answering:
         items: int,
         size: int,
         left: Left | None = None,
-        within: float | None = None,
+        due: float | None = None,
     ) -> Prediction:
         """The answer of one version.
 
         read: encodes the items; it takes a while for a request of many bytes, its ``size``.
-        left and within: see `Engine.predict`, whose errors this raises, beside `InputError`.
+        left: see `Engine.predict`, whose errors this raises, beside `InputError`; due: see `admit`.
         """
         if items > self.config.max_items:
             limit = self.config.max_items
             raise TooLargeError(f"{items} items in one request; the limit is {limit}")
         encoded = await aside(size, lambda: read(loaded.preprocessor))
-        return await self.engine.predict(loaded, encoded, left, within=within)
+        return await self.engine.predict(loaded, encoded, left, within=_left_until(due))
 
     def done(
         self, protocol: str, version: str, begun: float, error: Exception | None = None
@@ -117,6 +125,16 @@ class Answering:
     def refused(self, reason: str, version: str = NO_VERSION) -> None:
         """Count an error."""
         self.metrics.counter("driftd_server_errors_total", version, reason).inc()
+
+
+def _left_until(due: float | None) -> float | None:
+    """Seconds until then. Raises `DeadlineError` if it has passed."""
+    if due is None:
+        return None
+    seconds = due - time.monotonic()
+    if seconds <= 0:
+        raise DeadlineError("the request's deadline passed before any work on it")
+    return seconds
 
 
 async def aside(size: int, work: Callable[[], T]) -> T:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploy.access import guarded
 from deploy.answering import STATUS, Answering, aside
@@ -31,7 +31,7 @@ from deploy.errors import (
     TooLargeError,
 )
 from deploy.metrics import CONTENT_TYPE, NO_VERSION
-from deploy.openapi import JSON_BYTES, OPERATIONS, document, needed
+from deploy.openapi import DEADLINE, JSON_BYTES, OPERATIONS, document, needed
 from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import (
     dump,
@@ -49,6 +49,8 @@ from deploy.repository import Repository
 _LONGEST_ERROR = 1000
 
 _EXTENSIONS = ["binary_tensor_data", "model_repository"]
+
+_DEADLINE = DEADLINE.lower().encode()
 
 _INDEX = {
     "name": "driftd",
@@ -83,7 +85,55 @@ def create_app(answering: Answering, repository: Repository, release: str) -> AS
         ],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
-    return guarded(app, config.access, partial(needed, config), answering.refused)
+    admitting = _Admission(app, answering)
+    return guarded(admitting, config.access, partial(needed, config), answering.refused)
+
+
+class _Admission:
+    """ASGI middleware: refuses what could not be answered before anything else is done for it.
+
+    Under overload most requests end here, so it must cost little. Leaves the request's deadline,
+    if it has one, in the ASGI scope as ``due``, by `time.monotonic`.
+    """
+
+    def __init__(self, app: ASGIApp, answering: Answering) -> None:
+        self._app = app
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 400, 429 or 504."""
+        protocol = _protocol(scope)
+        if protocol is not None:
+            begun = time.perf_counter()
+            try:
+                scope["due"] = due = _due(scope["headers"])
+                self._answering.admit(due)
+            except DeployError as error:
+                champion = self._answering.engine.lineup.champion
+                version = NO_VERSION if champion is None else champion.version
+                self._answering.done(protocol, version, begun, error)
+                await _error(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _protocol(scope: Scope) -> str | None:
+    """The protocol of an inference; None for anything else."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"]
+    if path == "/predict":
+        return "plain"
+    return "v2" if path.endswith("/infer") else None
+
+
+def _due(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    for name, value in headers:
+        if name == _DEADLINE:
+            if not (value.isdigit() and len(value) < 10):
+                raise InputError(f"{DEADLINE} must be a whole number of milliseconds")
+            return time.monotonic() + int(value) / 1000
+    return None
 
 
 class _Api:
@@ -172,6 +222,7 @@ class _Api:
             items=request.items,
             size=len(body),
             left=lambda: _left(call.request),
+            due=call.request.scope.get("due"),
         )
         answer = write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
@@ -199,6 +250,7 @@ class _Api:
             items=len(request.values),
             size=len(body),
             left=lambda: _left(call.request),
+            due=call.request.scope.get("due"),
         )
         return _json(write_plain(request, loaded.version, loaded.session.labels, prediction))
 

@@ -143,7 +143,8 @@ class ServerConfig(BaseModel):
     body_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Longest a body may take to arrive, so that slow clients cannot pile up.",
+        description="Longest that the head of a request may take to arrive, and then its body, so "
+        "that slow clients cannot pile up.",
     )
     deadline_seconds: float = Field(
         default=10.0,

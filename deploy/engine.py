@@ -150,6 +150,10 @@ class Engine:
         held = ", ".join(lineup.versions) or "none"
         raise UnknownVersionError(f"version {version!r} is not loaded here (loaded: {held})")
 
+    def admit(self, within: float | None = None) -> None:
+        """Refuse what could not be answered, before it is read; see `Batcher.admit`."""
+        self._batcher.admit(within)
+
     async def predict(
         self,
         loaded: Loaded,

@@ -27,6 +27,7 @@ OPERATING: Scopes = frozenset({Scope.OPERATE})
 # Of errors that any inference can end with.
 _ASKED = (400, 404, 408, 413, 429, 500, 503, 504)
 
+DEADLINE = "X-Driftd-Deadline-Ms"
 JSON_BYTES = "Inference-Header-Content-Length"
 
 
@@ -186,6 +187,15 @@ def _described(operation: Operation, config: ServerConfig) -> Schema:
             "required": operation.scopes == ASKING,
             "content": _json(operation.body),
         }
+    if operation.scopes == ASKING:
+        parameters.append(
+            {
+                "name": DEADLINE,
+                "in": "header",
+                "description": "Milliseconds after which the answer is of no use.",
+                "schema": {"type": "integer", "minimum": 1},
+            }
+        )
     if operation.handler == "infer":
         parameters.append(
             {

@@ -23,7 +23,6 @@ from deploy.config import ServerConfig
 from deploy.errors import (
     BindError,
     ClientGoneError,
-    DeadlineError,
     DeployError,
     ForbiddenError,
     InputError,
@@ -261,8 +260,8 @@ class RpcServer:
         try:
             self._allow(context, ASKING)
             within = context.time_remaining()
-            if within is not None and within <= 0:
-                raise DeadlineError("the deadline had passed when the request came")
+            due = None if within is None else time.monotonic() + within
+            self._answering.admit(due)
             message = await aside(len(raw), lambda: _parse("ModelInferRequest", raw))
             loaded = self._answering.pick(message.model_name, message.model_version or None)
             version = loaded.version
@@ -272,7 +271,7 @@ class RpcServer:
                 lambda preprocessor: preprocessor.read(request.tensors),
                 items=request.items,
                 size=len(raw),
-                within=within,
+                due=due,
             )
             answer = _write(message, request, version, loaded.session.labels, prediction)
             self._answering.done("grpc", version, begun)

@@ -24,6 +24,7 @@ from deploy.access import exposures
 from deploy.answering import Answering
 from deploy.api import create_app
 from deploy.config import ServerConfig
+from deploy.connection import connection
 from deploy.engine import Engine
 from deploy.errors import BindError, DeployError
 from deploy.listening import bind, turn_away
@@ -79,7 +80,7 @@ class InferenceServer:
             self._rpc = _rpc_server(answering, repository, tls)
         http = uvicorn.Config(
             app,
-            http="httptools",
+            http=connection(config.body_seconds),
             ws="none",
             lifespan="off",
             log_config=None,
