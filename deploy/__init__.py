@@ -7,7 +7,9 @@ export       torch to FP32 ONNX to INT8 (needs torch and onnx)
 patch        new weights into an existing graph (needs onnx)
 measure      size, speed and accuracy of an INT8 graph beside its FP32 original
 access, tls  bearer tokens by scope, and certificates that renew; the daemon's port uses them too
-batcher, engine, versions, watcher, metrics, answering, protocol, binary, api, listening, server
+rpc, rpc_messages  the server over gRPC (needs grpcio)
+batcher, engine, versions, watcher, metrics, answering, protocol, binary, repository,
+             openapi, api, connection, listening, server
              the inference server, from the queue outwards
 """
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from deploy.config import ServerConfig
 from deploy.engine import Asked, Engine, Left, Loaded
-from deploy.errors import DeployError, TooLargeError, UnknownModelError
+from deploy.errors import DeadlineError, DeployError, TooLargeError, UnknownModelError
 from deploy.metrics import NO_VERSION, Metrics
 from deploy.prediction_log import plain_items
 from deploy.preprocess import Tensors
@@ -41,10 +41,12 @@ STATUS = {
     "unknown_model": 404,
     "unknown_version": 404,
     "slow_body": 408,
+    "refused": 409,
     "too_large": 413,
     "queue_full": 429,
     "client_gone": 499,
     "inference_failed": 500,
+    "load_failed": 503,
     "not_ready": 503,
     "deadline": 504,
 }
@@ -110,6 +112,14 @@ class Answering:
             loaded.session.head.weight.shape[0],
         )
 
+    def admit(self, due: float | None = None) -> None:
+        """Refuse a request that could not be answered, before it is read.
+
+        due: when its answer is of no use any more, by `time.monotonic`.
+        Raises `QueueFullError` or `DeadlineError`.
+        """
+        self.engine.admit(_left_until(due))
+
     async def answer(
         self,
         loaded: Loaded,
@@ -118,18 +128,20 @@ class Answering:
         items: int,
         size: int,
         left: Left | None = None,
-        within: float | None = None,
+        due: float | None = None,
     ) -> Prediction:
         """The answer of one version.
 
         size: of the request, in bytes; to read a large one takes a while.
-        left and within: see `Engine.predict`, whose errors this raises, beside `InputError`.
+        left: see `Engine.predict`, whose errors this raises, beside `InputError`; due: see `admit`.
         """
         if items > self.config.max_items:
             limit = self.config.max_items
             raise TooLargeError(f"{items} items in one request; the limit is {limit}")
         encoded = await aside(size, lambda: asked.read(loaded.preprocessor))
-        return await self.engine.predict(loaded, encoded, left, within=within, asked=asked)
+        return await self.engine.predict(
+            loaded, encoded, left, within=_left_until(due), asked=asked
+        )
 
     def done(
         self, protocol: str, version: str, begun: float, error: Exception | None = None
@@ -156,6 +168,16 @@ class Answering:
     def refused(self, reason: str, version: str = NO_VERSION) -> None:
         """Count an error."""
         self.metrics.counter("driftd_server_errors_total", version, reason).inc()
+
+
+def _left_until(due: float | None) -> float | None:
+    """Seconds until then. Raises `DeadlineError` if it has passed."""
+    if due is None:
+        return None
+    seconds = due - time.monotonic()
+    if seconds <= 0:
+        raise DeadlineError("the request's deadline passed before any work on it")
+    return seconds
 
 
 async def aside(size: int, work: Callable[[], T]) -> T:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deploy.access import OPEN, Scope, Scopes, guarded
+from deploy.access import guarded
 from deploy.answering import ID, STATUS, Answering, Chosen, aside
 from deploy.engine import Asked, Loaded
 from deploy.errors import (
@@ -30,35 +31,35 @@ from deploy.errors import (
     TooLargeError,
 )
 from deploy.metrics import CONTENT_TYPE, NO_VERSION
+from deploy.openapi import DEADLINE, JSON_BYTES, OPERATIONS, document, needed
 from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import (
     dump,
+    parameters,
     read_infer,
+    read_object,
     read_plain,
+    says,
     write_infer,
     write_metadata,
     write_plain,
 )
+from deploy.repository import Repository
 
 _LONGEST_ERROR = 1000
 
-_EXTENSIONS = ["binary_tensor_data"]
+_EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
-# Tells how many of a body's first bytes are JSON, where binary tensors follow.
-_JSON_BYTES = "inference-header-content-length"
+_DEADLINE = DEADLINE.lower().encode()
 
 _INDEX = {
     "name": "driftd",
     "predict": 'POST /predict {"text": "..."} or {"features": {...}} or {"inputs": [...]}',
     "v2": "/v2",
     "ready": "/v2/health/ready",
+    "openapi": "/openapi.json",
     "metrics": "/metrics",
 }
-
-
-_ASKING = frozenset({Scope.INFER})
-# Clients of the V2 protocol look at the metadata before they ask.
-_LOOKING = frozenset({Scope.READ, Scope.INFER})
 
 
 @dataclass(slots=True)
@@ -71,51 +72,86 @@ class _Call:
     chosen: Chosen | None = None
 
 
-def create_app(answering: Answering, release: str) -> ASGIApp:
+def create_app(answering: Answering, repository: Repository, release: str) -> ASGIApp:
     """The application. ``release``: this server's version, for the metadata.
 
     Raises `AccessError` if tokens are configured that cannot be used.
     """
     config = answering.config
-    api = _Api(answering, release)
-    model = "/v2/models/{name}"
-    version = model + "/versions/{version}"
+    api = _Api(answering, repository, release)
     app = Starlette(
         routes=[
-            Route("/", api.index),
-            Route("/metrics", api.exposition),
-            Route("/predict", api.predict, methods=["POST"]),
-            Route("/v2", api.server),
-            Route("/v2/health/live", api.live),
-            Route("/v2/health/ready", api.ready),
-            Route(model, api.model),
-            Route(model + "/ready", api.model_ready),
-            Route(model + "/infer", api.infer, methods=["POST"]),
-            Route(version, api.model),
-            Route(version + "/ready", api.model_ready),
-            Route(version + "/infer", api.infer, methods=["POST"]),
+            Route(each.path, getattr(api, each.handler), methods=[each.method])
+            for each in OPERATIONS
         ],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
+    admitting = _Admission(app, answering)
+    return guarded(admitting, config.access, partial(needed, config), answering.refused)
 
-    def needed(method: str, path: str) -> Scopes:
-        if path.startswith("/v2/health/") or (path == "/metrics" and config.access.open_metrics):
-            return OPEN
-        return _ASKING if method == "POST" else _LOOKING
 
-    return guarded(app, config.access, needed, answering.refused)
+class _Admission:
+    """ASGI middleware: refuses what could not be answered before anything else is done for it.
+
+    Under overload most requests end here, so it must cost little. Leaves the request's deadline,
+    if it has one, in the ASGI scope as ``due``, by `time.monotonic`.
+    """
+
+    def __init__(self, app: ASGIApp, answering: Answering) -> None:
+        self._app = app
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 400, 429 or 504."""
+        protocol = _protocol(scope)
+        if protocol is not None:
+            begun = time.perf_counter()
+            try:
+                scope["due"] = due = _due(scope["headers"])
+                self._answering.admit(due)
+            except DeployError as error:
+                champion = self._answering.engine.lineup.champion
+                version = NO_VERSION if champion is None else champion.version
+                self._answering.done(protocol, version, begun, error)
+                await _error(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _protocol(scope: Scope) -> str | None:
+    """The protocol of an inference; None for anything else."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"]
+    if path == "/predict":
+        return "plain"
+    return "v2" if path.endswith("/infer") else None
+
+
+def _due(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    for name, value in headers:
+        if name == _DEADLINE:
+            if not (value.isdigit() and len(value) < 10):
+                raise InputError(f"{DEADLINE} must be a whole number of milliseconds")
+            return time.monotonic() + int(value) / 1000
+    return None
 
 
 class _Api:
-    def __init__(self, answering: Answering, release: str) -> None:
+    def __init__(self, answering: Answering, repository: Repository, release: str) -> None:
         self._answering = answering
+        self._repository = repository
         self._engine = answering.engine
         self._config = answering.config
         self._metrics = answering.metrics
         self._release = release
+        self._document = dump(document(answering.config, release))
 
     async def index(self, request: Request) -> Response:
         return _json(dump(_INDEX))
+
+    async def document(self, request: Request) -> Response:
+        return _json(self._document)
 
     async def exposition(self, request: Request) -> Response:
         self._metrics.gauge("driftd_server_ready").set(self._engine.ready)
@@ -146,6 +182,30 @@ class _Api:
             return _error(error)
         return self._readiness(self._engine.ready)
 
+    async def repository_index(self, request: Request) -> Response:
+        async def work() -> object:
+            asked = read_object(await self._body(request))
+            entries = await self._repository.index(says(asked, "ready"))
+            return [entry._asdict() for entry in entries]
+
+        return await _operated(work)
+
+    async def repository_load(self, request: Request) -> Response:
+        async def work() -> object:
+            version = parameters(read_object(await self._body(request))).get("version")
+            if version is not None and not isinstance(version, str):
+                raise InputError("the parameter 'version' must be a string")
+            await self._repository.load(request.path_params["name"], version)
+            return {}
+
+        return await _operated(work)
+
+    async def repository_unload(self, request: Request) -> Response:
+        async def work() -> object:
+            self._repository.unload(request.path_params["name"])
+
+        return await _operated(work)
+
     async def infer(self, request: Request) -> Response:
         return await self._reply(_Call(request, "v2"), self._infer)
 
@@ -166,6 +226,7 @@ class _Api:
             items=request.items,
             size=len(body),
             left=lambda: _left(call.request),
+            due=call.request.scope.get("due"),
         )
         answer = write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
@@ -175,7 +236,7 @@ class _Api:
         return Response(
             answer.body,
             media_type="application/octet-stream",
-            headers={_JSON_BYTES: str(answer.json_bytes)},
+            headers={JSON_BYTES: str(answer.json_bytes)},
         )
 
     async def _predict(self, call: _Call) -> Response:
@@ -195,6 +256,7 @@ class _Api:
             items=len(request.values),
             size=len(body),
             left=lambda: _left(call.request),
+            due=call.request.scope.get("due"),
         )
         return _json(write_plain(request, loaded.version, loaded.session.labels, prediction))
 
@@ -258,6 +320,13 @@ class _Api:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+async def _operated(work: Callable[[], Awaitable[object]]) -> Response:
+    try:
+        return _json(dump(await work()))
+    except DeployError as error:
+        return _error(error)
+
+
 async def _left(request: Request) -> None:
     """Return when the client has closed the connection; its body has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -265,11 +334,11 @@ async def _left(request: Request) -> None:
 
 
 def _json_bytes(request: Request) -> int | None:
-    stated = request.headers.get(_JSON_BYTES)
+    stated = request.headers.get(JSON_BYTES)
     if stated is None:
         return None
     if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
-        raise InputError(f"{_JSON_BYTES} must be a whole number, not {stated[:30]!r}")
+        raise InputError(f"{JSON_BYTES} must be a whole number, not {stated[:30]!r}")
     return int(stated)
 
 

@@ -149,6 +149,23 @@ class Batcher:
         """Items waiting that somebody waits for."""
         return len(self._queue)
 
+    def admit(self, within: float | None = None) -> None:
+        """Raise `QueueFullError` if not even one more item would be taken, or be done in time.
+
+        within: seconds after which its answer is of no use, if known. Cheap: takes no lock.
+        """
+        waiting = len(self._queue)
+        if waiting >= self._queue_limit:
+            raise self._full(waiting)
+        if within is not None and waiting:
+            seconds = waiting * self._item_seconds / len(self._threads)
+            if seconds > within:
+                raise QueueFullError(
+                    f"the items that wait take about {seconds:.2g} seconds, and this request has "
+                    f"{within:.2g}; try again later",
+                    retry_after=self._retry_after(),
+                )
+
     def submit(self, job: Job) -> None:
         """Queue all items of a job, or none.
 
@@ -158,11 +175,7 @@ class Batcher:
             if self._stopping:
                 raise NotReadyError("the server is stopping")
             if len(self._queue) + len(job.items) > self._queue_limit:
-                raise QueueFullError(
-                    f"{len(self._queue)} items wait already (limit {self._queue_limit}); "
-                    "try again later",
-                    retry_after=self._retry_after(),
-                )
+                raise self._full(len(self._queue))
             self._queue.add(job)
             self._wake.notify(len(job.items))
 
@@ -174,6 +187,12 @@ class Batcher:
             self._spare.add(job)
             self._wake.notify(len(job.items))
         return True
+
+    def _full(self, waiting: int) -> QueueFullError:
+        return QueueFullError(
+            f"{waiting} items wait already (limit {self._queue_limit}); try again later",
+            retry_after=self._retry_after(),
+        )
 
     def _retry_after(self) -> int:
         seconds = len(self._queue) * self._item_seconds / len(self._threads)

@@ -132,6 +132,13 @@ class ServerConfig(BaseModel):
         description="Port to bind; 0 lets the system choose. 8080 is what inference clients of "
         "the V2 protocol try first.",
     )
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port for gRPC, beside HTTP: the same protocol, tokens and TLS; 0 lets the "
+        "system choose. Empty: none, as it needs the extra `grpc`. Clients try 8001 first.",
+    )
     name: str = Field(
         default="driftd",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -168,7 +175,8 @@ class ServerConfig(BaseModel):
     body_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Longest a body may take to arrive, so that slow clients cannot pile up.",
+        description="Longest that the head of a request may take to arrive, and then its body, so "
+        "that slow clients cannot pile up.",
     )
     deadline_seconds: float = Field(
         default=10.0,
@@ -246,6 +254,12 @@ class ServerConfig(BaseModel):
         description="Connections the kernel holds while the server is busy; bursts of clients "
         "should wait a moment rather than be refused.",
     )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port and self.port == self.grpc_port:
+            raise ValueError(f"port and grpc_port are both {self.port}: give gRPC its own")
+        return self
 
     @model_validator(mode="after")
     def _one_request_fits_the_queue(self) -> Self:

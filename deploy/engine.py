@@ -198,6 +198,10 @@ class Engine:
         trial = self._lineup.trial
         return champion if trial is None else trial.chosen(key) or champion
 
+    def admit(self, within: float | None = None) -> None:
+        """Refuse what could not be answered, before it is read; see `Batcher.admit`."""
+        self._batcher.admit(within)
+
     async def predict(
         self,
         loaded: Loaded,
@@ -220,8 +224,8 @@ class Engine:
                 f"{len(items)} items in one request; the limit is {self.config.max_items}"
             )
         loop = asyncio.get_running_loop()
-        seconds = self.config.deadline_seconds
-        deadline = time.monotonic() + (seconds if within is None else min(within, seconds))
+        limit = self.config.deadline_seconds
+        deadline = time.monotonic() + (limit if within is None else min(within, limit))
         ticket = _Ticket(loaded, items, deadline, future=loop.create_future())
         self._batcher.submit(ticket)
         trial = self._lineup.trial
@@ -231,8 +235,13 @@ class Engine:
         failed: DeployError | None = None
         try:
             prediction = await ticket.future
+        except asyncio.CancelledError:
+            failed = ClientGoneError("the client left")
+            raise
         except DeployError as error:
             failed = error
+            if isinstance(error, DeadlineError) and within is not None and within < limit:
+                failed = ClientGoneError("the client had less patience than the server")
             raise
         else:
             if self._log is not None and asked is not None:

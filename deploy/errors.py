@@ -67,6 +67,12 @@ class UnknownVersionError(DeployError):
     reason = "unknown_version"
 
 
+class RefusedError(DeployError):
+    """Not this server's to do; the message says what would."""
+
+    reason = "refused"
+
+
 class NotReadyError(DeployError):
     """No version is loaded yet, or the server is going away."""
 

@@ -16,6 +16,9 @@ from deploy.errors import BindError
 # Linux; the socket module does not name it.
 _SO_ATTACH_FILTER = 26
 
+# The kernel asks a connection that was silent so long, and gives up when its answers lie so long.
+_SILENT_SECONDS = 60
+
 # A packet filter (classic BPF) in four instructions: code, jump if true, jump if false, operand.
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the TCP header's flags
@@ -36,6 +39,7 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
         raise BindError(f"cannot listen on host {host!r}: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _let_go_of_the_dead(listener)
         listener.bind(address)
         listener.listen(backlog)
         listener.setblocking(False)
@@ -49,6 +53,18 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
             advice = "choose an address of this machine"
         raise BindError(f"cannot listen on {host}:{port}: {error.strerror}; {advice}") from error
     return listener
+
+
+def _let_go_of_the_dead(listener: socket.socket) -> None:
+    """End connections, which inherit this, whose other side is gone or takes no answer."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _SILENT_SECONDS),
+        (socket.TCP_KEEPINTVL, _SILENT_SECONDS // 4),
+        (socket.TCP_KEEPCNT, 4),
+        (socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000),
+    ):
+        listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def turn_away(listener: socket.socket) -> None:

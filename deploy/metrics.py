@@ -44,7 +44,8 @@ METRICS = (
         "driftd_server_requests_total",
         "counter",
         (*_INFERENCE, "protocol", "code"),
-        "Inference requests answered, by HTTP status; 499: the client left before the answer.",
+        "Inference requests answered, by HTTP status (for gRPC its equivalent); 499: the client "
+        "left before the answer.",
     ),
     Metric(
         "driftd_server_request_seconds",

@@ -24,11 +24,11 @@ PLATFORM = "onnxruntime_onnx"
 
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 _FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
-_DATATYPES = ("BOOL", *_INTEGERS, *_FLOATS, "BYTES")
+DATATYPES = ("BOOL", *_INTEGERS, *_FLOATS, "BYTES")
 
 LABEL, PROBABILITIES, EMBEDDING = "label", "probabilities", "embedding"
-_OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING)
-_DEFAULT_OUTPUTS = (LABEL, PROBABILITIES)
+OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING)
+DEFAULT_OUTPUTS = (LABEL, PROBABILITIES)
 
 # Labels a person wants to see of one answer; programs take them all from V2.
 _SHOWN = 5
@@ -108,7 +108,9 @@ def read_infer(body: bytes, json_bytes: int | None = None) -> InferRequest:
     tensors = gather(_tensor(value, position, tail) for position, value in enumerate(listed))
     if tail.left:
         raise InputError(f"{tail.left} bytes behind the JSON belong to no tensor")
-    outputs, binary = _wanted(request.get("outputs"), _says(request, "binary_data_output"))
+    outputs, binary = _wanted(
+        request.get("outputs"), says(parameters(request), "binary_data_output")
+    )
     return InferRequest(identity, tensors, outputs, binary)
 
 
@@ -211,7 +213,7 @@ def write_metadata(model: Described) -> bytes:
     )
 
 
-def dump(value: Mapping[str, object]) -> bytes:
+def dump(value: object) -> bytes:
     """JSON, numpy arrays included."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -256,7 +258,7 @@ def _tensor(value: object, position: int, tail: _Tail) -> tuple[str, NDArray[Any
     name, datatype, shape = check_tensor(
         position, value.get("name"), value.get("datatype"), value.get("shape")
     )
-    size = _parameters(value).get("binary_data_size")
+    size = parameters(value).get("binary_data_size")
     if size is not None:
         if "data" in value:
             raise InputError(f"tensor {name!r} has data and binary_data_size: give one of them")
@@ -272,8 +274,8 @@ def check_tensor(
     """Name, datatype and shape of the tensor at ``position`` of the inputs. Raises `InputError`."""
     if not isinstance(name, str) or not name:
         raise InputError(f"inputs[{position}] has no name")
-    if not isinstance(datatype, str) or datatype not in _DATATYPES:
-        raise InputError(f"tensor {name!r}: datatype must be one of {', '.join(_DATATYPES)}")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise InputError(f"tensor {name!r}: datatype must be one of {', '.join(DATATYPES)}")
     if not isinstance(shape, list) or not shape or not all(_is_size(size) for size in shape):
         raise InputError(f"tensor {name!r}: shape must be a list of whole numbers")
     return name, datatype, shape
@@ -287,17 +289,24 @@ def shaped(name: str, datatype: str, shape: list[int], data: object) -> NDArray[
     return array.reshape(shape)
 
 
-def _parameters(value: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = value.get("parameters") or {}
-    if not isinstance(parameters, dict):
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body that may be left out. Raises `InputError`."""
+    return _object(body) if body else {}
+
+
+def parameters(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a request or a part of it. Raises `InputError`."""
+    found = value.get("parameters") or {}
+    if not isinstance(found, dict):
         raise InputError("'parameters' must be an object")
-    return parameters
+    return found
 
 
-def _says(value: Mapping[str, Any], parameter: str, otherwise: bool = False) -> bool:
-    said = _parameters(value).get(parameter, otherwise)
+def says(values: Mapping[str, Any], name: str, otherwise: bool = False) -> bool:
+    """Whether a switch is set. Raises `InputError` if its value is neither true nor false."""
+    said = values.get(name, otherwise)
     if not isinstance(said, bool):
-        raise InputError(f"the parameter {parameter!r} must be true or false")
+        raise InputError(f"{name!r} must be true or false")
     return said
 
 
@@ -320,6 +329,10 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
     kind = array.dtype.kind
     if not array.size:
         return array.astype(np.float32)
+    if datatype == "UINT64" and kind not in "iu":  # numpy takes large whole numbers for others
+        array = np.array(data, dtype=object)
+        if all(type(item) is int and 0 <= item < 2**64 for item in array.flat):
+            return array.astype(np.uint64)
     if datatype == "BOOL" and kind == "b":
         return array
     if datatype in _INTEGERS and kind in "iu":
@@ -338,21 +351,21 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
 def _wanted(listed: object, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
     """The names of the outputs wanted, and which of them as bytes; ``binary``: unless they say."""
     if listed is None or listed == []:
-        return _DEFAULT_OUTPUTS, frozenset(_DEFAULT_OUTPUTS if binary else ())
+        return DEFAULT_OUTPUTS, frozenset(DEFAULT_OUTPUTS if binary else ())
     if not isinstance(listed, list):
         raise InputError("'outputs' must be a list")
     names: dict[str, bool] = {}
     for value in listed:
         name = known_output(value.get("name") if isinstance(value, dict) else None)
-        names[name] = _says(value, "binary_data", binary)
+        names[name] = says(parameters(value), "binary_data", binary)
     return tuple(names), frozenset(name for name, wanted in names.items() if wanted)
 
 
 def known_output(name: object) -> str:
     """The name, if there is such an output. Raises `InputError`."""
-    if isinstance(name, str) and name in _OUTPUTS:
+    if isinstance(name, str) and name in OUTPUTS:
         return name
-    raise InputError(f"unknown output {name!r}: there are {', '.join(_OUTPUTS)}")
+    raise InputError(f"unknown output {name!r}: there are {', '.join(OUTPUTS)}")
 
 
 def _answer(probabilities: NDArray[np.float32], labels: Sequence[str]) -> dict[str, object]:

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -23,13 +24,19 @@ from deploy.access import exposures
 from deploy.answering import Answering
 from deploy.api import create_app
 from deploy.config import ServerConfig
+from deploy.connection import connection
 from deploy.engine import Engine
+from deploy.errors import BindError, DeployError
 from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
 from deploy.prediction_log import PredictionLog
+from deploy.repository import Repository
 from deploy.tls import Renewed
 from deploy.versions import Source, Versions
 from deploy.watcher import Watcher
+
+if TYPE_CHECKING:
+    from deploy.rpc import RpcServer
 
 log = logging.getLogger("driftd.server")
 
@@ -65,11 +72,18 @@ class InferenceServer:
         logged = config.prediction_log
         self._log = None if logged is None else PredictionLog(logged, self.metrics)
         self.engine = Engine(config, self.metrics, self._log)
-        self.watcher = Watcher(Versions(source), self.engine, config)
-        app = create_app(Answering(self.engine, config, self.metrics), _release())
+        versions = Versions(source)
+        self.watcher = Watcher(versions, self.engine, config)
+        tls = None if config.tls.certificate is None else Renewed(config.tls)
+        answering = Answering(self.engine, config, self.metrics)
+        repository = Repository(versions, answering)
+        app = create_app(answering, repository, _release())
+        self._rpc = None
+        if config.grpc_port is not None:
+            self._rpc = _rpc_server(answering, repository, tls)
         http = uvicorn.Config(
             app,
-            http="httptools",
+            http=connection(config.body_seconds),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -80,11 +94,12 @@ class InferenceServer:
             backlog=config.backlog,
         )
         http.load()
-        if config.tls.certificate is not None:
-            http.ssl = Renewed(config.tls).context
+        if tls is not None:
+            http.ssl = tls.context
         self._http = _Http(http)
         self._socket = bind(config.host, config.port, config.backlog)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Future[None] | None = None
 
     @property
     def url(self) -> str:
@@ -92,6 +107,11 @@ class InferenceServer:
         host, port = self._socket.getsockname()[:2]
         scheme = "http" if self.config.tls.certificate is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    @property
+    def grpc_port(self) -> int | None:
+        """The port of gRPC, once it listens; None without gRPC."""
+        return None if self._rpc is None else self._rpc.port
 
     def run(self) -> None:
         """Serve until told to stop: by a signal (on the main thread), or by `stop`."""
@@ -108,6 +128,12 @@ class InferenceServer:
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        if self._rpc is not None:
+            try:
+                await self._rpc.start()
+            except DeployError:
+                self._socket.close()
+                raise
         if self._log is not None:
             self._log.start()
         self.engine.start()
@@ -121,6 +147,8 @@ class InferenceServer:
             log.warning(sentence)
         try:
             await self._http.serve(sockets=[self._socket])
+            if self._draining is not None:
+                await self._draining
         finally:
             self.watcher.stop()
             self.engine.stop()
@@ -143,6 +171,9 @@ class InferenceServer:
         # Asked twice, it no longer waits for requests in flight.
         self._http.force_exit = self._http.should_exit
         self._http.should_exit = True
+        if self._rpc is not None:
+            seconds = 0 if self._http.force_exit else self.config.drain_seconds
+            self._draining = asyncio.ensure_future(self._rpc.stop(seconds))
 
 
 class _Http(uvicorn.Server):
@@ -172,6 +203,16 @@ def _give_memory_back() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
+def _rpc_server(answering: Answering, repository: Repository, tls: Renewed | None) -> RpcServer:
+    try:
+        from deploy.rpc import RpcServer
+    except ModuleNotFoundError as error:
+        raise BindError(
+            f'server.grpc_port needs the package {error.name}: pip install "driftd[grpc]"'
+        ) from error
+    return RpcServer(answering, repository, _release(), tls)
 
 
 def _release() -> str:

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy.config import TlsConfig
 from deploy.errors import AccessError
@@ -19,6 +20,14 @@ log = logging.getLogger("driftd.access")
 
 # Between two looks at the files; renewals overlap by days.
 _LOOK_SECONDS = 1.0
+
+
+class Pem(NamedTuple):
+    """The files' contents."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
 
 
 class Renewed:
@@ -33,7 +42,7 @@ class Renewed:
         self._looked = clock()
         self._stamp = stamp(config)
         self._complaint = ""
-        self._newest = make_context(config)
+        self._newest, self._pem = make_context(config), _pem(config)
         # What listens keeps this one; it hands every handshake over to the newest.
         self.context = make_context(config)
         self.context.sni_callback = self._hand_over
@@ -47,7 +56,7 @@ class Renewed:
         try:
             found = stamp(self._config)
             if found != self._stamp:
-                self._newest = make_context(self._config)
+                self._newest, self._pem = make_context(self._config), _pem(self._config)
                 self._stamp = found
                 log.info("%s: read again", self._config.certificate)
             self._complaint = ""
@@ -56,6 +65,11 @@ class Renewed:
                 self._complaint = str(error)
                 log.error("the certificate stays as it was: %s", error)
         return self._newest
+
+    def pem(self) -> Pem:
+        """The files as `newest` took them up, for what makes contexts of its own."""
+        self.newest()
+        return self._pem
 
     def _hand_over(
         self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext
@@ -94,6 +108,14 @@ def stamp(config: TlsConfig) -> object:
 def _files(config: TlsConfig) -> list[Path]:
     files = (config.certificate, config.key, config.client_ca)
     return [file for file in files if file is not None]
+
+
+def _pem(config: TlsConfig) -> Pem:
+    try:
+        read = [file.read_bytes() for file in _files(config)]
+    except OSError as error:
+        raise AccessError(f"cannot use {error.filename}: {error.strerror}") from error
+    return Pem(read[0], read[1], read[2] if len(read) > 2 else None)
 
 
 def _no_passphrase() -> str:

@@ -30,6 +30,16 @@ class Aliases(NamedTuple):
     previous: str | None
 
 
+class Known(NamedTuple):
+    """All versions of the registry, and which of them have a part to play."""
+
+    names: tuple[str, ...] = ()
+    champion: str | None = None
+    previous: str | None = None
+    challenger: str | None = None
+    withdrawn: tuple[str, ...] = ()
+
+
 class Versions:
     """Reads one registry, which may not exist yet."""
 
@@ -92,6 +102,21 @@ class Versions:
             opened = self._open()
             if opened is not None:
                 opened.report(server, registry.Traffic(counted.generation, *sides))
+
+    def known(self) -> Known:
+        """Everything there is to choose from. Raises `LoadError` if the registry is unreadable."""
+        with _explained():
+            opened = self._open()
+            if opened is None:
+                return Known()
+            state = opened.state()
+            return Known(
+                tuple(opened.names()),
+                state.champion,
+                state.previous,
+                state.challenger,
+                state.withdrawn,
+            )
 
     def fetch(self, version: str) -> Path:
         """The version's folder, every file's size and digest verified. Raises `LoadError`.

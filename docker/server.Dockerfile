@@ -1,9 +1,9 @@
-# The inference server and the operators' commands: without torch; with signatures and S3.
+# The inference server and the operators' commands: without torch; with signatures, S3 and gRPC.
 # docker build -f docker/server.Dockerfile -t driftd/server:0.1.0 .
 FROM python:3.12-slim AS build
 COPY . /source
 RUN python -m venv /opt/driftd \
- && /opt/driftd/bin/pip install --no-cache-dir --no-compile "/source[signing,s3]" \
+ && /opt/driftd/bin/pip install --no-cache-dir --no-compile "/source[grpc,signing,s3]" \
  && /opt/driftd/bin/pip uninstall --yes pip
 
 FROM python:3.12-slim
@@ -14,6 +14,6 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp driftd \
  && mkdir -p /var/lib/driftd && chown 10001:10001 /var/lib/driftd
 USER 10001:10001
 WORKDIR /tmp
-EXPOSE 8080
+EXPOSE 8080 8001
 ENTRYPOINT ["driftd"]
 CMD ["serve"]

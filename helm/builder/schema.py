@@ -23,7 +23,7 @@ OWNED = {
     "HttpConfig": ("host", "port"),
     "AccessConfig": ("tokens",),
     "TlsConfig": ("certificate", "key", "client_ca"),
-    "ServerConfig": ("host", "port", "workers", "notice_seconds", "drain_seconds"),
+    "ServerConfig": ("host", "port", "grpc_port", "workers", "notice_seconds", "drain_seconds"),
 }
 DRAFT = "http://json-schema.org/draft-07/schema#"
 

@@ -351,3 +351,32 @@ def raw_connection() -> Callable[[InferenceServer], socket.socket]:
         return socket.create_connection((host, int(port)), timeout=10)
 
     return connect
+
+
+class Gate:
+    """Holds back every run of a session until it is opened."""
+
+    def __init__(self, server: InferenceServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        champion = server.engine.lineup.champion
+        assert champion is not None
+        session = champion.session
+        self.entered, self._open = threading.Event(), threading.Event()
+        self.runs = 0
+        run = type(session).run
+
+        def held(each: Any, encoded: Any, head: Any = None) -> Any:
+            self.runs += 1
+            self.entered.set()
+            assert self._open.wait(20)
+            return run(each, encoded, head)
+
+        monkeypatch.setattr(type(session), "run", held)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[InferenceServer], Gate]:
+    """Holds back the work of a server's champion; gives the gate to open."""
+    return lambda server: Gate(server, monkeypatch)

@@ -50,6 +50,9 @@ def test_scopes(serving, text, publish, tokens):
         ("GET", "/v2", None, {"shop", "grafana", "alice"}),
         ("GET", model, None, {"shop", "grafana", "alice"}),
         ("GET", f"{model}/ready", None, {"shop", "grafana", "alice"}),
+        ("GET", "/openapi.json", None, {"shop", "grafana", "alice"}),
+        ("POST", "/v2/repository/index", {}, {"grafana", "alice"}),
+        ("POST", "/v2/repository/models/driftd/load", {}, {"alice"}),
     ]
     with serving(access=AccessConfig(tokens=tokens)) as (_, client):
         for method, path, body, may in asked:
@@ -65,8 +68,8 @@ def test_scopes(serving, text, publish, tokens):
         assert client.post("/predict", content=b"x" * 5_000_000).status_code == 401
         assert client.get("/nothing", headers=bearer("grafana")).status_code == 404
         exposed = client.get("/metrics").text
-    assert 'errors_total{model="driftd",reason="unauthorized",version="none"} 11.0' in exposed
-    assert 'errors_total{model="driftd",reason="forbidden",version="none"} 6.0' in exposed
+    assert 'errors_total{model="driftd",reason="unauthorized",version="none"} 14.0' in exposed
+    assert 'errors_total{model="driftd",reason="forbidden",version="none"} 9.0' in exposed
 
 
 def test_metrics_can_be_closed(serving, tokens):

@@ -43,6 +43,7 @@ def tensor(data, datatype="FP32", shape=None, name="x"):
         (["x", "y"], "BYTES", [2, 1], object),
         ([["x"], ["y"]], "BYTES", [2, 1], object),
         ([0, 255], "UINT8", [2], np.uint8),
+        ([0, 2**64 - 1], "UINT64", [2], np.uint64),
     ],
 )
 def test_tensors_are_read(data, datatype, shape, dtype):
@@ -79,6 +80,8 @@ def test_null_is_a_missing_number():
         (body(tensor([1.5], "INT64")), "not all INT64"),
         (body(tensor([300], "UINT8")), "not all UINT8"),
         (body(tensor([2**70], "INT64")), "not all INT64"),
+        (body(tensor([0.5, 1], "UINT64")), "not all UINT64"),
+        (body(tensor([-1, 2**63], "UINT64")), "not all UINT64"),
         (body(tensor([1], "BOOL")), "not all BOOL"),
         (body(tensor([None], "INT64")), "not all INT64"),
         (body(tensor([1], "BYTES")), "BYTES data must be strings"),

@@ -297,6 +297,37 @@ def test_failures_of_the_challenger_are_its_own(serving, store, two, eventually,
     assert store.traffic(1).champion == registry.Counts(30 - chosen, 0, 0)
 
 
+def test_a_client_s_own_deadline_is_not_the_challenger_s_failure(
+    serving, store, two, eventually, monkeypatch
+):
+    _, second = two
+    run, working, release = Session.run, threading.Event(), threading.Event()
+
+    def wait(self, *arguments):
+        working.set()
+        release.wait(20)
+        return run(self, *arguments)
+
+    with serving(workers=1) as (server, client):
+        begin(server, store, eventually, second, "canary", 100)
+        monkeypatch.setattr(Session, "run", wait)
+        asked = threading.Thread(target=ask, args=(client,))
+        asked.start()
+        assert working.wait(20)
+        threading.Timer(0.3, release.set).start()
+        late = httpx.post(
+            f"{server.url}/predict",
+            json={"text": "my card"},
+            headers={"x-driftd-deadline-ms": "100"},
+            timeout=20,
+        )
+        assert late.status_code == 504
+        asked.join()
+    traffic = store.traffic(1).challenger
+    assert traffic.errors == 0
+    assert traffic.requests <= 2  # the other, and this one if it took longer than is slow
+
+
 def test_a_shadow_sees_a_copy_of_all_and_answers_nobody(serving, store, two, eventually):
     first, second = two
     with serving() as (server, client):

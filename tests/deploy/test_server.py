@@ -309,30 +309,9 @@ def test_a_slow_body_is_given_up(minimal, raw_connection):
     assert client.get("/v2/health/ready").status_code == 200
 
 
-class Gate:
-    """Holds back every run of a session until it is opened."""
-
-    def __init__(self, server, monkeypatch):
-        session = server.engine.lineup.champion.session
-        self.entered, self._open = threading.Event(), threading.Event()
-        self.runs = 0
-        run = type(session).run
-
-        def held(each, encoded, head=None):
-            self.runs += 1
-            self.entered.set()
-            assert self._open.wait(20)
-            return run(each, encoded, head)
-
-        monkeypatch.setattr(type(session), "run", held)
-
-    def open(self):
-        self._open.set()
-
-
-def test_a_client_that_leaves_is_not_worked_for(minimal, raw_connection, monkeypatch, eventually):
+def test_a_client_that_leaves_is_not_worked_for(minimal, raw_connection, held_back, eventually):
     server, client = minimal
-    gate = Gate(server, monkeypatch)
+    gate = held_back(server)
     version = server.engine.lineup.champion.version
     gone = counter(server, "driftd_server_errors_total", version, "client_gone")
     with ThreadPoolExecutor(2) as pool:
@@ -355,12 +334,12 @@ def test_a_client_that_leaves_is_not_worked_for(minimal, raw_connection, monkeyp
 
 
 def test_overload_is_refused_at_once_and_late_work_dropped(
-    serving, text, publish, monkeypatch, eventually
+    serving, text, publish, held_back, eventually
 ):
     version = publish(text, promote=True)
     limits = {"workers": 1, "queue_limit": 4, "max_items": 4, "deadline_seconds": 0.5}
     with serving(**limits) as (server, client), ThreadPoolExecutor(8) as pool:
-        gate = Gate(server, monkeypatch)
+        gate = held_back(server)
         first = pool.submit(client.post, "/predict", json={"text": "my card"})
         assert gate.entered.wait(5)
         waiting = [pool.submit(client.post, "/predict", json={"text": "card"}) for _ in range(4)]

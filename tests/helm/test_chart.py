@@ -220,6 +220,10 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
             "server.tlsSecret does not go with server.kserve",
         ),
         (
+            {"mode": "apart", "server": {"kserve": {"enabled": True}, "grpc": True}},
+            "server.grpc does not go with server.kserve",
+        ),
+        (
             {
                 "mode": "apart",
                 "server": {"autoscaling": {"enabled": True, "cpu": 0, "queueItems": 0}},
@@ -342,7 +346,7 @@ def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: 
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
             ports = {p["name"]: p["containerPort"] for p in container["ports"]}
-            assert ports in ({"daemon": 8081}, {"http": 8080})
+            assert ports in ({"daemon": 8081}, {"http": 8080}, {"http": 8080, "grpc": 8001})
             room = "daemon" if "daemon" in ports else "deploy"
             routes = (ROOT / room / "api.py").read_text()
             for name, probe in container.items():
@@ -585,7 +589,7 @@ def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> No
     (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     for part, wanted in (
-        ("server", '"/source[signing,s3]"'),
+        ("server", '"/source[grpc,signing,s3]"'),
         ("daemon", '"/source[daemon,signing,s3]"'),
     ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()

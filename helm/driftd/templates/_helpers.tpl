@@ -75,6 +75,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.daemon.tlsSecret -}}
 {{- $_ := set $ours.http "tls" (dict "certificate" "/etc/driftd/daemon-tls/tls.crt" "key" "/etc/driftd/daemon-tls/tls.key") -}}
 {{- end -}}
+{{- if .Values.server.grpc -}}
+{{- $_ := set $ours.server "grpc_port" 8001 -}}
+{{- end -}}
 {{- if .Values.server.tokensSecret.name -}}
 {{- $_ := set $ours.server "access" (dict "tokens" "/etc/driftd/tokens/tokens") -}}
 {{- end -}}
@@ -148,6 +151,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.daemon.keda.enabled -}}
 {{- fail "daemon.keda needs mode: apart, or the server would be stopped with the daemon" -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.server.kserve.enabled .Values.server.grpc -}}
+{{- fail "server.grpc does not go with server.kserve, which leads to one port" -}}
 {{- end -}}
 {{- if and .Values.registry.s3.url .Values.registry.existingClaim -}}
 {{- fail "registry.s3.url and registry.existingClaim are two places for one registry: give one" -}}

@@ -115,6 +115,9 @@ env:
 {{- include "driftd.storeKeys" . }}
 ports:
   - {name: http, containerPort: 8080}
+  {{- if .Values.server.grpc }}
+  - {name: grpc, containerPort: 8001}
+  {{- end }}
 startupProbe:
   httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 2
