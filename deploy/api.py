@@ -141,7 +141,7 @@ class _Api:
             self._config.name,
             self._engine.lineup.versions,
             loaded.preprocessor.tensors(),
-            loaded.session.labels,
+            loaded.session.classes,
             loaded.session.head.weight.shape[0],
         )
         return _json(write_metadata(described))
@@ -170,7 +170,7 @@ class _Api:
         items = await _aside(len(body), lambda: loaded.preprocessor.read(request.tensors))
         prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
         return write_infer(
-            request, self._config.name, loaded.version, loaded.session.labels, prediction
+            request, self._config.name, loaded.version, loaded.session.classes, prediction
         )
 
     async def _predict(self, call: _Call) -> bytes:
@@ -185,7 +185,7 @@ class _Api:
 
         items = await _aside(len(body), encode)
         prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
-        return write_plain(request, loaded.version, loaded.session.labels, prediction)
+        return write_plain(request, loaded.version, loaded.session.classes, prediction)
 
     async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[bytes]]) -> Response:
         begin = time.perf_counter()

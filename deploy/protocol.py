@@ -25,16 +25,18 @@ _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UI
 _FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
 _DATATYPES = ("BOOL", *_INTEGERS, *_FLOATS, "BYTES")
 
-LABEL, PROBABILITIES, EMBEDDING = "label", "probabilities", "embedding"
-_OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING)
-_DEFAULT_OUTPUTS = (LABEL, PROBABILITIES)
+LABEL, PROBABILITIES, EMBEDDING, VALUE = "label", "probabilities", "embedding", "value"
+_OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING, VALUE)
+# By default, and all: of a model of classes, and of one that predicts a number.
+_OF_CLASSES = (LABEL, PROBABILITIES), (LABEL, PROBABILITIES, EMBEDDING)
+_OF_A_NUMBER = (VALUE,), (VALUE, EMBEDDING)
 
 # Labels a person wants to see of one answer; programs take them all from V2.
 _SHOWN = 5
 
 
 class InferRequest(NamedTuple):
-    """A V2 request. Every tensor's first axis is the item; ``outputs`` are those wanted."""
+    """A V2 request. Every tensor's first axis is the item; ``outputs``: those wanted, if told."""
 
     id: str | None
     tensors: Tensors
@@ -50,7 +52,7 @@ class PlainRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What the metadata of a model says."""
+    """What the metadata of a model says; no labels: it predicts a number."""
 
     name: str
     versions: Sequence[str]
@@ -85,10 +87,20 @@ def read_infer(body: bytes) -> InferRequest:
 def write_infer(
     request: InferRequest, name: str, version: str, labels: Sequence[str], prediction: Prediction
 ) -> bytes:
-    """The body of an infer response."""
+    """The body of an infer response; no labels: the model predicts a number.
+
+    Raises `InputError` for an output that such a model does not have.
+    """
+    usual, possible = _OF_CLASSES if labels else _OF_A_NUMBER
     outputs = []
-    for output in request.outputs:
-        if output == LABEL:
+    for output in request.outputs or usual:
+        if output not in possible:
+            raise InputError(f"this model has no output {output!r}: there are {possible}")
+        if output == VALUE:
+            outputs.append(
+                _output(output, "FP32", (len(prediction),), prediction.logits[:, 0].copy())
+            )
+        elif output == LABEL:
             n = len(prediction)
             chosen = [labels[i] for i in prediction.probabilities.argmax(axis=1).tolist()]
             outputs.append(_output(output, "BYTES", (n,), chosen))
@@ -126,8 +138,13 @@ def read_plain(body: bytes) -> PlainRequest:
 def write_plain(
     request: PlainRequest, version: str, labels: Sequence[str], prediction: Prediction
 ) -> bytes:
-    """One answer, or ``{"predictions": […]}``; each with its most probable labels, best first."""
-    answers = [_answer(row, labels) for row in prediction.probabilities]
+    """One answer, or ``{"predictions": […]}``; each with its most probable labels, best first.
+
+    No labels: the model predicts a number, and each answer is its ``value``.
+    """
+    answers: list[dict[str, object]] = [{"value": v} for v in prediction.logits[:, 0].tolist()]
+    if labels:
+        answers = [_answer(row, labels) for row in prediction.probabilities]
     if request.single:
         return dump({**answers[0], "version": version})
     return dump({"predictions": answers, "version": version})
@@ -135,12 +152,14 @@ def write_plain(
 
 def write_metadata(model: Described) -> bytes:
     """The body of a model's metadata."""
-    classes = len(model.labels)
-    outputs = (
-        TensorSpec(LABEL, "BYTES", (-1,)),
-        TensorSpec(PROBABILITIES, "FP32", (-1, classes)),
-        TensorSpec(EMBEDDING, "FP32", (-1, model.dimension)),
-    )
+    specs = {
+        VALUE: TensorSpec(VALUE, "FP32", (-1,)),
+        LABEL: TensorSpec(LABEL, "BYTES", (-1,)),
+        PROBABILITIES: TensorSpec(PROBABILITIES, "FP32", (-1, len(model.labels))),
+        EMBEDDING: TensorSpec(EMBEDDING, "FP32", (-1, model.dimension)),
+    }
+    _, possible = _OF_CLASSES if model.labels else _OF_A_NUMBER
+    outputs = [specs[name] for name in possible]
     return dump(
         {
             "name": model.name,
@@ -227,7 +246,7 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
 
 def _wanted(listed: object) -> tuple[str, ...]:
     if listed is None or listed == []:
-        return _DEFAULT_OUTPUTS
+        return ()
     if not isinstance(listed, list):
         raise InputError("'outputs' must be a list")
     names = [value.get("name") if isinstance(value, dict) else None for value in listed]
