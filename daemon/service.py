@@ -17,9 +17,11 @@ from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
 from daemon.journal import JournalWriter
+from daemon.kubernetes import Jobs
 from daemon.loop import Loop
 from daemon.metrics import Metrics
 from daemon.trainer import Trainer
+from daemon.training_job import TrainingJobs
 from daemon.undeclared import open_known, undeclared
 from registry import open_registry
 from registry.lock import try_lock
@@ -74,7 +76,9 @@ def only_daemon(folder: Path) -> Iterator[None]:
 def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health()
-    trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)
+    in_cluster = config.trainer.job
+    elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
+    trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
     checkpoints = CheckpointStore(config.checkpoint.path / "checkpoints")
     loop: Loop | None = None
 
