@@ -50,6 +50,7 @@ class Setting:
 
     relative: bool = True
     lagged_labels: int = 0
+    number: bool = False
 
     def config(self, features: int) -> ModelConfig:
         """The model section for a table of so many numbers."""
@@ -59,6 +60,7 @@ class Setting:
                 "features": [{"name": f"f{i}"} for i in range(features)],
                 "relative": self.relative,
                 "lagged_labels": self.lagged_labels,
+                "target": "number" if self.number else "class",
             }
         )
 
@@ -99,9 +101,8 @@ def feeds(table: NDArray[Any], config: ModelConfig) -> dict[str, NDArray[Any]]:
     """The ensemble's inputs; from the first event, so with no fitted preprocessor before it."""
     numbers = [c.name for c in config.columns if c.kind == "numeric"]
     labels = [c.name for c in config.columns if c.kind == "categorical"]
-    found: dict[str, NDArray[Any]] = {
-        "numeric": np.column_stack([table[name] for name in numbers]).astype(np.float32)
-    }
+    numeric = np.column_stack([table[name] for name in numbers]).astype(np.float32)
+    found: dict[str, NDArray[Any]] = {"numeric": np.nan_to_num(numeric)}
     if labels:
         index = [[0 if v is None else int(v) + 1 for v in table[name]] for name in labels]
         found["category"] = np.array(index, dtype=np.int64).T
@@ -110,12 +111,12 @@ def feeds(table: NDArray[Any], config: ModelConfig) -> dict[str, NDArray[Any]]:
 
 def ensemble(config: ModelConfig, classes: int, seed: int) -> TabularEnsemble:
     """One that knows nothing yet."""
-    lagged = config.lagged_labels
-    relative = len(config.context) - lagged
-    numbers = len(config.features) + relative
-    columns = Columns(numbers, (classes + 1,) * lagged, (relative, lagged))
+    named = 0 if config.number else config.lagged_labels
+    numbers = len(config.columns) - named
+    context = (len(config.context) - named, named)
+    columns = Columns(numbers, (classes + 1,) * named, context)
     random = RandomFeatures.draw(columns, config.random_features, seed)
-    return TabularEnsemble(columns, random, classes)
+    return TabularEnsemble(columns, random, classes, number=config.number)
 
 
 def int8_agreement(x: Floats, y: Labels, seed: int, events: int) -> tuple[float, float]:

@@ -23,6 +23,13 @@ def arf() -> Any:
     return forest.ARFClassifier(n_models=10, seed=1)
 
 
+def arf_regressor() -> Any:
+    """Adaptive random forest of ten regression trees, at river's defaults."""
+    from river import forest
+
+    return forest.ARFRegressor(n_models=10, seed=1)
+
+
 def leveraging_bagging() -> Any:
     """Leveraging bagging of ten Hoeffding trees, at river's defaults."""
     from river import ensemble, tree
@@ -45,6 +52,35 @@ def run(make: Make, x: Floats, y: Labels, *, delay: int = 0) -> Outcome:
             known = waiting.popleft()
             model.learn_one(rows[known], truth[known])
     return Outcome(right, time.process_time() - began, int(model._raw_memory_usage))
+
+
+def regress(make: Make, x: Floats, y: Floats) -> tuple[Floats, float]:
+    """Numbers float64 [n], each predicted before it was learned, and the CPU-seconds."""
+    model = make()
+    rows = [dict(enumerate(row)) for row in x.tolist()]
+    values = np.zeros(len(y))
+    began = time.process_time()
+    for i, (row, truth) in enumerate(zip(rows, y.tolist(), strict=True)):
+        values[i] = model.predict_one(row)
+        model.learn_one(row, truth)
+    return values, time.process_time() - began
+
+
+#: What river calls each kind of drift, and what it is.
+FRIEDMAN = {"lea": "local and growing", "gra": "abrupt and recurring", "gsg": "gradual"}
+
+
+def friedman(kind: str, events: int) -> tuple[Floats, Floats]:
+    """river's drifting Friedman stream of that kind, float64 [n, 10] and float64 [n]."""
+    from river.datasets import synth
+
+    quarter = events // 4
+    changes = (quarter, 2 * quarter, 3 * quarter) if kind == "lea" else (quarter, 3 * quarter)
+    window = quarter // 2 if kind == "gsg" else 0
+    stream = synth.FriedmanDrift(kind, changes, transition_window=window, seed=81)
+    pairs = list(stream.take(events))
+    x = np.array([list(row.values()) for row, _ in pairs], dtype=np.float64)
+    return x, np.array([value for _, value in pairs])
 
 
 def made(events: int) -> dict[str, tuple[Floats, Labels]]:

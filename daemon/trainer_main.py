@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from daemon.job import EMBEDDED, PROGRESS, TRAINING, VERSION, Job, Result, read_examples
-from deploy.measure import measure
+from daemon.served import scale_of
+from deploy.measure import Alike, measure
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import (
     CUT,
@@ -44,6 +45,7 @@ from learn.config import LearnConfig, ModelConfig
 from learn.curation import curate
 from learn.examples import Examples
 from learn.head import Head
+from learn.number_scale import NumberScale, errors
 from learn.strategy import Start, Update
 from registry.manifest import RESERVED
 
@@ -55,6 +57,7 @@ log = logging.getLogger("driftd.trainer")
 PR_SET_PDEATHSIG = 1
 VALIDATION_SHARE = 0.15
 MEASURED_EVENTS = 256
+SAME = 0.02  # of the tolerance: numbers of INT8 and FP32 that differ by less are the same answer
 FP32 = "model.fp32.onnx"
 # Neither torch nor the loader of shared libraries has an exception of its own for it.
 OUT_OF_MEMORY = ("allocate memory", "failed to map segment", "CUDA out of memory")
@@ -124,9 +127,10 @@ def recall(job: Job, examples: Examples) -> Result:
         session = Session.open(Path(place), threads=job.threads)
         columns = {label: position for position, label in enumerate(session.labels)}
         truth = np.array([columns.get(job.labels[i], -1) for i in examples.labels])
-        answers = session.predict(examples.inputs).probabilities.argmax(axis=1)
-        right = int((answers == truth).sum())
-        accuracy = right / len(examples) if len(examples) else 0.0
+        if examples.targets is not None:
+            truth = examples.targets
+        right = _right(scale_of(Path(place)))(_answers(session, examples.inputs), truth)
+        accuracy = float(right.mean()) if len(examples) else 0.0
         rows.append({"version": name, "accuracy": round(accuracy, 4), "events": len(examples)})
     return Result("recalled", examples=len(examples), recall=rows)
 
@@ -182,8 +186,10 @@ def refresh(
         examples = _embedded(examples, session, out.parent)
     learned, validation = split(examples, job.seed)
     learn = LearnConfig(**job.learn)
+    if session.number and not given and job.strategy != "head":
+        return Result("failed", f"{job.strategy} trains classes: ask for head or online")
     curated: dict[str, int] = {}
-    if not given:
+    if not given and not session.number:
         learned, curated = curate(
             learned,
             len(job.labels),
@@ -216,7 +222,10 @@ def refresh(
             validation,
             report,
         )
-    _write_version(job, update, parent, out)
+    scale = scale_of(parent)
+    if session.number and scale is None:
+        scale = _scale(update.head, learned, validation)
+    _write_version(job, update, parent, out, scale)
     if update.parts:
         _export(out, _load(out, preprocess, job.labels, "cpu"), preprocess)
     served = Session.open(out, threads=job.threads)
@@ -225,11 +234,12 @@ def refresh(
     if update.encoder and given:
         # The graph is the parent's but for a few numbers: INT8 costs what it cost the parent.
         served.warm()
-        answers = served.predict(sample.inputs).probabilities.argmax(axis=1)
-        accuracy = float((answers == sample.labels).mean())
-        metrics = _inherited(parent, INHERITED) | {"accuracy": accuracy}
+        right = _right(scale)(_answers(served, sample.inputs), sample.truth)
+        metrics = _inherited(parent, INHERITED) | {"accuracy": float(right.mean())}
     else:
-        metrics = _measured(job, update, parent, out, served, preprocess, sample)
+        metrics = _measured(job, update, parent, out, served, preprocess, sample, scale)
+    if sample.targets is not None:
+        metrics |= errors(_answers(served, sample.inputs), sample.targets)
     return Result(
         "trained",
         stopped=update.stopped,
@@ -275,12 +285,36 @@ def code_version() -> dict[str, str]:
     return found
 
 
-def _write_version(job: Job, update: Update, parent: Path, out: Path) -> None:
+def _scale(head: Head, learned: Examples, validation: Examples) -> NumberScale:
+    """The first version's measure, from its errors on what it has not learned, if there is any."""
+    judge = validation if len(validation) else learned
+    assert learned.targets is not None
+    assert judge.targets is not None
+    assert judge.embeddings is not None
+    away = head.logits(judge.embeddings)[:, 0] - judge.targets
+    return NumberScale.fit(learned.targets, away)
+
+
+def _right(scale: NumberScale | None) -> Alike:
+    return scale.right if scale else np.equal
+
+
+def _answers(session: Session, inputs: NDArray[Any]) -> NDArray[Any]:
+    """The classes, int64 [n], or the numbers, float32 [n], that a version answers."""
+    found = session.predict(inputs)
+    return found.logits[:, 0] if session.number else found.probabilities.argmax(axis=1)
+
+
+def _write_version(
+    job: Job, update: Update, parent: Path, out: Path, scale: NumberScale | None
+) -> None:
     weight, bias = update.head
     save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
     description = json.loads((parent / "model.json").read_text()) | {"labels": job.labels}
     if update.parts:
         description["parts"] = update.parts
+    if scale:
+        description["scale"] = scale.as_dict()
     (out / "model.json").write_text(json.dumps(description, indent=1))
     graph = out / MODEL_FILE
     if update.encoder:
@@ -314,9 +348,12 @@ def _measured(
     served: Session,
     preprocess: Any,
     sample: Examples,
+    scale: NumberScale | None,
 ) -> dict[str, Any]:
     """Size, speed and accuracy of the INT8 file; against FP32 where the encoder is new."""
     fp32 = out.parent / FP32
+    right = _right(scale)
+    same = replace(scale, tolerance=scale.tolerance * SAME).right if scale else np.equal
     if update.encoder:
         if fp32.exists():
             size = float(fp32.stat().st_size)
@@ -324,17 +361,18 @@ def _measured(
         else:
             metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
         model = _load(out, preprocess, job.labels, "cpu")
-        metrics |= measure(served, model, sample.inputs, sample.labels)
+        metrics |= measure(served, model, sample.inputs, sample.truth, right=right, same=same)
     elif fp32.exists():
-        metrics = dict(measure(served, fp32, sample.inputs, sample.labels))
+        metrics = dict(measure(served, fp32, sample.inputs, sample.truth, right=right, same=same))
     else:
         # The same encoder: what INT8 costs it was measured when it was made.
         metrics = _inherited(parent, INHERITED)
         served.warm()
         embeddings = _embedded(sample, served, out.parent).embeddings
         assert embeddings is not None
-        answers = Head(*served.head).logits(embeddings).argmax(axis=1)
-        return metrics | {"accuracy": float((answers == sample.labels).mean())}
+        logits = Head(*served.head).logits(embeddings)
+        answers = logits[:, 0] if scale else logits.argmax(axis=1)
+        return metrics | {"accuracy": float(right(answers, sample.truth).mean())}
     return metrics
 
 

@@ -108,7 +108,7 @@ class Answering:
             self.config.name,
             self.engine.lineup.versions,
             loaded.preprocessor.tensors(),
-            loaded.session.labels,
+            loaded.session.classes,
             loaded.session.head.weight.shape[0],
         )
 

@@ -229,7 +229,7 @@ class _Api:
             due=call.request.scope.get("due"),
         )
         answer = write_infer(
-            request, self._config.name, loaded.version, loaded.session.labels, prediction
+            request, self._config.name, loaded.version, loaded.session.classes, prediction
         )
         if answer.json_bytes is None:
             return _json(answer.body)
@@ -258,7 +258,7 @@ class _Api:
             left=lambda: _left(call.request),
             due=call.request.scope.get("due"),
         )
-        return _json(write_plain(request, loaded.version, loaded.session.labels, prediction))
+        return _json(write_plain(request, loaded.version, loaded.session.classes, prediction))
 
     async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[Response]]) -> Response:
         begin = time.perf_counter()

@@ -14,9 +14,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploy.batcher import Batcher, Job, Outcome, Ran
 from deploy.config import ServerConfig
@@ -245,9 +246,9 @@ class Engine:
             raise
         else:
             if self._log is not None and asked is not None:
-                labels, now = loaded.session.labels, time.time()
+                classes, now = loaded.session.classes, time.time()
                 self._log.write(
-                    Answered(asked.id, now, loaded.version, labels, prediction, asked.inputs)
+                    Answered(asked.id, now, loaded.version, classes, prediction, asked.inputs)
                 )
             return prediction
         finally:
@@ -316,7 +317,7 @@ class Engine:
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         copy = _Ticket(challenger, items, ticket.deadline, future=future)
         future.add_done_callback(
-            partial(self._copied, trial, copy, champion.session.labels, ticket.future)
+            partial(self._copied, trial, copy, champion.session, ticket.future)
         )
         if not self._batcher.submit_spare(copy):
             future.set_exception(DeadlineError("dropped under load"))
@@ -325,7 +326,7 @@ class Engine:
         self,
         trial: Trial,
         copy: _Ticket,
-        labels: Sequence[str],
+        served: Session,
         original: asyncio.Future[Prediction],
         future: asyncio.Future[Prediction],
     ) -> None:
@@ -344,18 +345,26 @@ class Engine:
             trial.count(True, outcome)
             self._routed(challenger.version, "shadow", outcome)
         if error is None:
-            ours = _named(challenger.session.labels, future)
+            ours = _said(challenger.session, future)
             # Where the answer is given already, the event loop calls back at once.
             original.add_done_callback(
-                lambda done: self._compare(challenger.version, _named(labels, done), ours)
+                lambda done: self._compare(
+                    challenger.version, _said(served, done), ours, served.tolerance
+                )
             )
 
     def _compare(
-        self, version: str, theirs: Sequence[str] | None, ours: Sequence[str] | None
+        self,
+        version: str,
+        theirs: NDArray[Any] | None,
+        ours: NDArray[Any] | None,
+        tolerance: float,
     ) -> None:
         if theirs is None or ours is None:
             return  # the champion gave no answer
-        same = sum(a == b for a, b in zip(theirs, ours, strict=True))
+        numbers = theirs.dtype != object and ours.dtype != object
+        alike = np.abs(theirs - ours) <= tolerance if numbers else theirs == ours
+        same = int(np.count_nonzero(alike))
         for outcome, items in (("same", same), ("differs", len(ours) - same)):
             if items:
                 self.metrics.counter("driftd_server_shadow_items_total", version, outcome).inc(
@@ -403,11 +412,16 @@ async def _until_left(future: asyncio.Future[Prediction], left: Left) -> None:
         future.set_exception(ClientGoneError("the client left"))
 
 
-def _named(labels: Sequence[str], future: asyncio.Future[Prediction]) -> list[str] | None:
-    """The labels that a prediction chose; None where there is none."""
+def _said(session: Session, future: asyncio.Future[Prediction]) -> NDArray[Any] | None:
+    """The labels, object [n], that a prediction chose, or its numbers; None where there is none."""
     if future.cancelled() or future.exception() is not None:
         return None
-    return [labels[i] for i in future.result().probabilities.argmax(axis=1).tolist()]
+    prediction = future.result()
+    if session.number:
+        return prediction.logits[:, 0]
+    labels = np.array(session.labels, dtype=object)
+    chosen: NDArray[Any] = labels[prediction.probabilities.argmax(axis=1)]
+    return chosen
 
 
 def _assemble(parts: Sequence[tuple[list[int], Prediction]]) -> Prediction:

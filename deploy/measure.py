@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,26 @@ from deploy.session import Session
 # Enough single runs for a median that a busy neighbour does not move.
 _SINGLES = 40
 
-# Inputs [n] to scores [n, k]; the largest is the answer.
+# Inputs [n] to scores [n, k]; the largest is the answer, or the only one, where it is a number.
 Predict = Callable[[Inputs], NDArray[np.floating]]
+# Answers [n] and the truth [n], or two models' answers, to bool [n].
+Alike = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]
 
 
 def measure(
-    session: Session, fp32: Path | Predict | None, inputs: Inputs, labels: NDArray[np.int64]
+    session: Session,
+    fp32: Path | Predict | None,
+    inputs: Inputs,
+    labels: NDArray[Any],
+    *,
+    right: Alike = np.equal,
+    same: Alike = np.equal,
 ) -> dict[str, float]:
     """Measure an INT8 session on ``n`` labelled inputs, and its FP32 original beside it.
 
     fp32: the FP32 graph (run with the session's own head), anything that answers scores
-    [n, k], or None. labels: int64 [n], indices into ``session.labels``.
+    [n, k], or None. labels: int64 [n], indices into ``session.labels``, or numbers float64 [n].
+    right: which answers are. same: which answers of the two count as equal.
 
     Returns ``size_bytes``, ``accuracy`` (0 to 1), ``latency_ms`` (median for one item),
     ``items_per_second`` (all inputs, batched by length); with fp32 the same prefixed ``fp32_``,
@@ -40,7 +50,13 @@ def measure(
     """
     if len(inputs) == 0:
         raise ValueError("nothing to measure on: give at least one labelled input")
-    answers, figures = _run(lambda some: session.predict(some).probabilities, inputs, labels)
+
+    def scores(of: Session, some: Inputs) -> NDArray[np.floating]:
+        found = of.predict(some, None if of is session else session.head)
+        return found.logits if session.number else found.probabilities
+
+    answers, figures = _run(lambda some: scores(session, some), inputs, session.number)
+    figures["accuracy"] = float(right(answers, labels).mean())
     result = {"size_bytes": float(session.size_bytes), **figures}
     if fp32 is None:
         return result
@@ -48,43 +64,39 @@ def measure(
         original = session.on(fp32)
         result["fp32_size_bytes"] = float(original.size_bytes)
         result["size_ratio"] = session.size_bytes / original.size_bytes
-        other, figures = _run(
-            lambda some: original.predict(some, session.head).probabilities, inputs, labels
-        )
+        other, figures = _run(lambda some: scores(original, some), inputs, session.number)
     else:
-        other, figures = _run(fp32, inputs, labels)
+        other, figures = _run(fp32, inputs, session.number)
+    figures["accuracy"] = float(right(other, labels).mean())
     result |= {f"fp32_{name}": value for name, value in figures.items()}
-    result["agreement"] = float((answers == other).mean())
-    return result | parity(answers, other, labels)
+    result["agreement"] = float(same(answers, other).mean())
+    return result | parity(answers, other, labels, right)
 
 
 def parity(
-    int8: NDArray[np.int64], fp32: NDArray[np.int64], labels: NDArray[np.int64]
+    int8: NDArray[Any], fp32: NDArray[Any], labels: NDArray[Any], right: Alike = np.equal
 ) -> dict[str, float]:
-    """What INT8 costs, from the answers int64 [n] of both and the truth.
+    """What INT8 costs, from the answers [n] of both and the truth.
 
     >>> parity(np.array([0, 1, 1, 0]), np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]))
     {'parity_points': 25.0, 'parity_error': 21.65}
     """
-    lost = (fp32 == labels).astype(np.float64) - (int8 == labels)
+    lost = right(fp32, labels).astype(np.float64) - right(int8, labels)
     error = float(lost.std()) / math.sqrt(len(labels))
     return {"parity_points": 100 * float(lost.mean()), "parity_error": round(100 * error, 2)}
 
 
-def _run(
-    predict: Predict, inputs: Inputs, labels: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], dict[str, float]]:
+def _run(predict: Predict, inputs: Inputs, number: bool) -> tuple[NDArray[Any], dict[str, float]]:
     predict(inputs[:1])
     start = time.perf_counter()
-    answers = predict(inputs).argmax(axis=1)
+    scores = predict(inputs)
     seconds = time.perf_counter() - start
     singles = []
     for i in np.resize(np.arange(len(inputs)), _SINGLES):
         begin = time.perf_counter()
         predict(inputs[i : i + 1])
         singles.append(time.perf_counter() - begin)
-    return answers, {
-        "accuracy": float((answers == labels).mean()),
+    return scores[:, 0] if number else scores.argmax(axis=1), {
         "latency_ms": float(np.median(singles)) * 1e3,
         "items_per_second": len(inputs) / max(seconds, 1e-9),
     }

@@ -276,13 +276,18 @@ def _schemas(config: ServerConfig) -> dict[str, Schema]:
         datatype=datatype,
         shape=_list({"type": "integer", "minimum": -1}),
     )
-    one = _object(
-        "label probability probabilities",
-        label=_TEXT,
-        probability=_PROBABILITY,
-        probabilities={"type": "object", "additionalProperties": _PROBABILITY},
-        version=_TEXT,
-    )
+    one: Schema = {
+        "anyOf": [
+            _object(
+                "label probability probabilities",
+                label=_TEXT,
+                probability=_PROBABILITY,
+                probabilities={"type": "object", "additionalProperties": _PROBABILITY},
+                version=_TEXT,
+            ),
+            _object("value", value={"type": "number"}, version=_TEXT),
+        ]
+    }
     only = {"additionalProperties": False}
     return {
         "Error": _object("error", error=_TEXT),

@@ -35,7 +35,10 @@ _MAX_RECORD = 16 * 1024 * 1024
 
 
 class Answered(NamedTuple):
-    """The answer to a request. inputs: its items as plain JSON values, None if not to be had."""
+    """The answer to a request; no labels: a number.
+
+    inputs: its items as plain JSON values, None if not to be had.
+    """
 
     id: str
     time: float
@@ -209,11 +212,12 @@ def records_of(answered: Answered, *, inputs: bool, embedding: bool) -> list[tup
     found = []
     for i in range(n):
         name = answered.id if n == 1 else f"{answered.id}:{i}"
-        said: dict[str, object] = {
-            "version": answered.version,
-            "label": labels[best[i]],
-            "probabilities": dict(zip(labels, probabilities[i], strict=True)),
-        }
+        said: dict[str, object] = {"version": answered.version}
+        if labels:
+            said["label"] = labels[best[i]]
+            said["probabilities"] = dict(zip(labels, probabilities[i], strict=True))
+        else:
+            said["value"] = float(prediction.logits[i, 0])
         if embedding:
             row = np.ascontiguousarray(prediction.embeddings[i], "<f4")
             said["embedding"] = base64.b64encode(row.tobytes()).decode()

@@ -26,9 +26,11 @@ _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UI
 _FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
 DATATYPES = ("BOOL", *_INTEGERS, *_FLOATS, "BYTES")
 
-LABEL, PROBABILITIES, EMBEDDING = "label", "probabilities", "embedding"
-OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING)
-DEFAULT_OUTPUTS = (LABEL, PROBABILITIES)
+LABEL, PROBABILITIES, EMBEDDING, VALUE = "label", "probabilities", "embedding", "value"
+OUTPUTS = (LABEL, PROBABILITIES, EMBEDDING, VALUE)
+# By default, and all: of a model of classes, and of one that predicts a number.
+_OF_CLASSES = (LABEL, PROBABILITIES), (LABEL, PROBABILITIES, EMBEDDING)
+_OF_A_NUMBER = (VALUE,), (VALUE, EMBEDDING)
 
 # Labels a person wants to see of one answer; programs take them all from V2.
 _SHOWN = 5
@@ -37,7 +39,7 @@ _SHOWN = 5
 class InferRequest(NamedTuple):
     """A V2 request. Every tensor's first axis is the item.
 
-    outputs: those wanted; binary: those of them that are wanted as bytes.
+    outputs: those wanted, if it says so; binary: those that are wanted as bytes, if they come.
     """
 
     id: str | None
@@ -67,7 +69,7 @@ class PlainRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What the metadata of a model says."""
+    """What the metadata of a model says; no labels: it predicts a number."""
 
     name: str
     versions: Sequence[str]
@@ -78,11 +80,14 @@ class Described:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What it can answer with."""
-        return (
-            TensorSpec(LABEL, "BYTES", (-1,)),
-            TensorSpec(PROBABILITIES, "FP32", (-1, len(self.labels))),
-            TensorSpec(EMBEDDING, "FP32", (-1, self.dimension)),
-        )
+        specs = {
+            VALUE: TensorSpec(VALUE, "FP32", (-1,)),
+            LABEL: TensorSpec(LABEL, "BYTES", (-1,)),
+            PROBABILITIES: TensorSpec(PROBABILITIES, "FP32", (-1, len(self.labels))),
+            EMBEDDING: TensorSpec(EMBEDDING, "FP32", (-1, self.dimension)),
+        }
+        _, possible = _OF_CLASSES if self.labels else _OF_A_NUMBER
+        return tuple(specs[name] for name in possible)
 
 
 def read_infer(body: bytes, json_bytes: int | None = None) -> InferRequest:
@@ -132,7 +137,10 @@ def gather(named: Iterable[tuple[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]
 def write_infer(
     request: InferRequest, name: str, version: str, labels: Sequence[str], prediction: Prediction
 ) -> InferResponse:
-    """The body of an infer response; outputs wanted as bytes follow its JSON, in their order."""
+    """The body of an infer response; outputs wanted as bytes follow its JSON, in their order.
+
+    No labels: the model predicts a number. Raises `InputError` as `select` does.
+    """
     outputs = []
     tail: list[bytes] = []
     for output_name, (datatype, shape, data) in select(request.outputs, labels, prediction).items():
@@ -158,10 +166,19 @@ def write_infer(
 def select(
     names: Sequence[str], labels: Sequence[str], prediction: Prediction
 ) -> dict[str, tuple[str, tuple[int, ...], list[str] | NDArray[np.float32]]]:
-    """Of a prediction the outputs of these names: datatype, shape and values of each."""
+    """Of a prediction the outputs of these names: datatype, shape and values of each.
+
+    No names: the usual ones. No labels: the model predicts a number.
+    Raises `InputError` for an output that such a model does not have.
+    """
+    usual, possible = _OF_CLASSES if labels else _OF_A_NUMBER
     chosen: dict[str, tuple[str, tuple[int, ...], list[str] | NDArray[np.float32]]] = {}
-    for name in names:
-        if name == LABEL:
+    for name in names or usual:
+        if name not in possible:
+            raise InputError(f"this model has no output {name!r}: there are {', '.join(possible)}")
+        if name == VALUE:
+            chosen[name] = "FP32", (len(prediction),), prediction.logits[:, 0]
+        elif name == LABEL:
             best = prediction.probabilities.argmax(axis=1).tolist()
             chosen[name] = "BYTES", (len(prediction),), [labels[i] for i in best]
         else:
@@ -192,8 +209,13 @@ def read_plain(body: bytes) -> PlainRequest:
 def write_plain(
     request: PlainRequest, version: str, labels: Sequence[str], prediction: Prediction
 ) -> bytes:
-    """One answer, or ``{"predictions": […]}``; each with its most probable labels, best first."""
-    answers = [_answer(row, labels) for row in prediction.probabilities]
+    """One answer, or ``{"predictions": […]}``; each with its most probable labels, best first.
+
+    No labels: the model predicts a number, and each answer is its ``value``.
+    """
+    answers: list[dict[str, object]] = [{"value": v} for v in prediction.logits[:, 0].tolist()]
+    if labels:
+        answers = [_answer(row, labels) for row in prediction.probabilities]
     if request.single:
         return dump({**answers[0], "version": version})
     return dump({"predictions": answers, "version": version})
@@ -351,7 +373,7 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
 def _wanted(listed: object, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
     """The names of the outputs wanted, and which of them as bytes; ``binary``: unless they say."""
     if listed is None or listed == []:
-        return DEFAULT_OUTPUTS, frozenset(DEFAULT_OUTPUTS if binary else ())
+        return (), frozenset(OUTPUTS if binary else ())
     if not isinstance(listed, list):
         raise InputError("'outputs' must be a list")
     names: dict[str, bool] = {}

@@ -34,7 +34,7 @@ from deploy.metrics import NO_VERSION
 from deploy.openapi import ASKING, LOOKING, OPERATING, READING
 from deploy.preprocess import TensorSpec
 from deploy.protocol import (
-    DEFAULT_OUTPUTS,
+    OUTPUTS,
     PLATFORM,
     InferRequest,
     check_tensor,
@@ -275,7 +275,7 @@ class RpcServer:
                 size=len(raw),
                 due=due,
             )
-            answer = _write(message, request, version, loaded.session.labels, prediction)
+            answer = _write(message, request, version, loaded.session.classes, prediction)
             if chosen.made:
                 context.set_trailing_metadata(((ID, chosen.id),))
             self._answering.done("grpc", version, begun)
@@ -338,8 +338,7 @@ def _read(message: Any) -> InferRequest:
 
     tensors = gather(tensor(position) for position in range(len(message.inputs)))
     names = dict.fromkeys(known_output(output.name) for output in message.outputs)
-    outputs = tuple(names) or DEFAULT_OUTPUTS
-    return InferRequest(message.id, tensors, outputs, frozenset(outputs if raws else ()))
+    return InferRequest(message.id, tensors, tuple(names), frozenset(OUTPUTS if raws else ()))
 
 
 def _text(name: str, value: bytes) -> str:

@@ -44,7 +44,8 @@ class Head(NamedTuple):
 class Prediction:
     """What a model says of ``n`` items.
 
-    probabilities, logits: float32 [n, k]. embeddings: float32 [n, d].
+    probabilities, logits: float32 [n, k]; where a number is predicted, it is the only logit.
+    embeddings: float32 [n, d].
     """
 
     probabilities: NDArray[np.float32]
@@ -82,9 +83,15 @@ class Session:
         *,
         threads: int = 1,
         batch: BatchConfig | None = None,
+        number: bool = False,
+        tolerance: float = 0.0,
     ) -> None:
         self.preprocessor = preprocessor
         self.labels = tuple(labels)
+        #: Whether the only logit is a number that the model predicts, and there are no classes.
+        self.number = number
+        #: How far from the truth such a number is still right.
+        self.tolerance = tolerance
         self.head = head
         self.path = model
         self.size_bytes = model.stat().st_size
@@ -111,9 +118,24 @@ class Session:
         try:
             preprocessor = preprocessor or load_preprocessor(folder)
             model.stat()
+            number, tolerance = predicts_number(folder), read_tolerance(folder)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise LoadError("bad_files", f"cannot read version {folder}: {error!r}") from error
-        return cls(model, preprocessor, labels, head, threads=threads, batch=batch)
+        return cls(
+            model,
+            preprocessor,
+            labels,
+            head,
+            threads=threads,
+            batch=batch,
+            number=number,
+            tolerance=tolerance,
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels that clients are shown; none where the model predicts a number."""
+        return () if self.number else self.labels
 
     @property
     def graph(self) -> Session:
@@ -122,7 +144,15 @@ class Session:
 
     def on(self, model: Path) -> Session:
         """Another graph of the same version (its FP32 original), with all else alike."""
-        return Session(model, self.preprocessor, self.labels, self.head, batch=self._batch)
+        return Session(
+            model,
+            self.preprocessor,
+            self.labels,
+            self.head,
+            batch=self._batch,
+            number=self.number,
+            tolerance=self.tolerance,
+        )
 
     def with_head(
         self, model: Path, preprocessor: Preprocessor, labels: Sequence[str], head: Head
@@ -179,8 +209,8 @@ class Session:
                     f"the graph answers {answer.probabilities.shape[1:]} classes for "
                     f"{len(self.labels)} labels",
                 )
-            if not np.isfinite(answer.probabilities).all():
-                raise LoadError("bad_graph", "the graph answers probabilities that are no numbers")
+            if not np.isfinite(answer.logits if self.number else answer.probabilities).all():
+                raise LoadError("bad_graph", "the graph answers values that are no numbers")
             stated = answer.embeddings @ self.head.weight + self.head.bias
             scale = max(1.0, float(np.abs(stated).max()))
             if np.abs(stated - answer.logits).max() > _HEAD_TOLERANCE * scale:
@@ -240,6 +270,17 @@ def _runtime(model: Path, threads: int) -> onnxruntime.InferenceSession:
         )
     except Exception as error:  # the runtime raises its own, undocumented types
         raise LoadError("bad_graph", f"{model} cannot be opened: {error}") from error
+
+
+def predicts_number(folder: Path) -> bool:
+    """Whether the version in ``folder`` predicts a number instead of classes."""
+    return bool(json.loads((folder / DESCRIPTION_FILE).read_bytes()).get("target") == "number")
+
+
+def read_tolerance(folder: Path) -> float:
+    """How far from the truth a number is still right, by the version in ``folder``; else 0."""
+    scale = json.loads((folder / DESCRIPTION_FILE).read_bytes()).get("scale") or {}
+    return float(scale.get("tolerance", 0.0))
 
 
 def read_head(folder: Path) -> tuple[list[str], Head]:

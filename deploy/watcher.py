@@ -28,7 +28,7 @@ from deploy.metrics import NO_VERSION
 from deploy.preprocess import Preprocessor, load_preprocessor
 from deploy.routing import Counted, Trial
 from deploy.same_graph import same_but_head
-from deploy.session import MODEL_FILE, Session, read_head
+from deploy.session import MODEL_FILE, Session, predicts_number, read_head
 from deploy.versions import Aliases, Versions
 
 log = logging.getLogger("driftd.server")
@@ -246,7 +246,8 @@ class Watcher:
         labels, head = read_head(folder)
         model = folder / MODEL_FILE
         for loaded in self._engine.lineup.roles.values():
-            if same_but_head(loaded.session.path, model, head):
+            alike = loaded.session.number == predicts_number(folder)
+            if alike and same_but_head(loaded.session.path, model, head):
                 return loaded.session.with_head(model, preprocessor, labels, head)
         return None
 

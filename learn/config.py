@@ -63,6 +63,11 @@ class ModelConfig(_Section):
     task: Literal["text", "tabular"] = Field(
         "text", description="Classify texts, or rows of a table."
     )
+    target: Literal["class", "number"] = Field(
+        "class",
+        description="What is predicted of a row: one of several classes, or a number (regression; "
+        "with `table: ensemble`).",
+    )
     base: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         min_length=1,
@@ -130,6 +135,16 @@ class ModelConfig(_Section):
     )
 
     @model_validator(mode="after")
+    def _numbers_are_of_tables(self) -> ModelConfig:
+        if self.number and (self.task != "tabular" or self.table != "ensemble"):
+            raise ValueError("target: number needs task: tabular and table: ensemble")
+        if self.number and self.labels:
+            raise ValueError("model.labels are classes: target: number has none")
+        if self.number and self.rivals:
+            raise ValueError("model.rivals are for classes, not for target: number")
+        return self
+
+    @model_validator(mode="after")
     def _rivals_are_for_tables(self) -> ModelConfig:
         if self.rivals and self.task != "tabular":
             raise ValueError("model.rivals are for task: tabular")
@@ -147,6 +162,11 @@ class ModelConfig(_Section):
         return self
 
     @property
+    def number(self) -> bool:
+        """Whether a number is predicted, not a class."""
+        return self.target == "number"
+
+    @property
     def numbers(self) -> list[str]:
         """The names of the features that are numbers."""
         return [feature.name for feature in self.features if feature.kind == "numeric"]
@@ -156,11 +176,9 @@ class ModelConfig(_Section):
         """The columns that tell of the stream's past (`learn.past`), in order."""
         pairs = [(name, h) for h in HALF_LIVES for name in self.numbers] if self.relative else []
         relative = [FeatureConfig(name=f"{name}~{h}", kind="numeric") for name, h in pairs]
-        labels = [
-            FeatureConfig(name=f"label~{lag}", kind="categorical")
-            for lag in range(1, self.lagged_labels + 1)
-        ]
-        return relative + labels
+        kind: Literal["numeric", "categorical"] = "numeric" if self.number else "categorical"
+        lags = range(1, self.lagged_labels + 1)
+        return relative + [FeatureConfig(name=f"label~{lag}", kind=kind) for lag in lags]
 
     @property
     def columns(self) -> list[FeatureConfig]:

@@ -1,9 +1,9 @@
 """The tabular model that learns from the first event: linear experts on random features.
 
-Each expert is a recursive least squares regression of the classes on its own part of one
-embedding, with a memory of its own length; a mixture weighs them. Everything after the embedding
-is linear, so at any moment the whole ensemble is one head over a fixed encoder, and a version of
-it is made by patching that head and the running standardisation into the graph.
+Each expert is a recursive least squares regression of the classes, or of a number, on its own
+part of one embedding, with a memory of its own length; a mixture weighs them. Everything after the
+embedding is linear, so at any moment the whole ensemble is one head over a fixed encoder, and a
+version of it is made by patching that head and the running standardisation into the graph.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from learn.head import Head
 from learn.mixture import Mixture
 from learn.moments import Moments
+from learn.number_mixture import NumberMixture
 from learn.random_features import CUT, Columns, RandomFeatures, columns_of
 from learn.recursive import RecursiveLeastSquares
 
@@ -39,11 +40,17 @@ PRIOR = 10.0
 class TabularEnsemble:
     """Learns rows of ``columns`` in order; answers, and gives itself out as encoder and head.
 
-    Feeds are the preprocessor's: ``numeric`` float32 [n, f], ``category`` int64 [n, c].
+    Feeds are the preprocessor's: ``numeric`` float32 [n, f], ``category`` int64 [n, c]. With
+    ``number`` it predicts a number instead of classes: labels are float64 [n], and there is one
+    logit, the number itself.
     """
 
-    def __init__(self, columns: Columns, random: RandomFeatures, classes: int) -> None:
-        self.columns, self.random = columns, random
+    def __init__(
+        self, columns: Columns, random: RandomFeatures, classes: int, *, number: bool = False
+    ) -> None:
+        if number and classes != 1:
+            raise ValueError("a number is one output, not several classes")
+        self.columns, self.random, self.number = columns, random, number
         self._moments = Moments(columns.numbers, STANDARD_HALF_LIFE)
         self._parts = parts(columns, random.phases.size // 2)
         self._experts = [
@@ -51,7 +58,8 @@ class TabularEnsemble:
             for which, memories in zip(self._parts, (QUICK, SLOW, SLOW), strict=True)
             for forgetting in memories
         ]
-        self._mixture = Mixture(len(self._experts))
+        count = len(self._experts)
+        self._mixture: Mixture | NumberMixture = NumberMixture(count) if number else Mixture(count)
         self.classes = classes
 
     @classmethod
@@ -67,16 +75,20 @@ class TabularEnsemble:
         weights = load_file(folder / "encoder.safetensors")
         if (folder / "delta.safetensors").exists():
             weights |= load_file(folder / "delta.safetensors")
-        return cls(columns, RandomFeatures.of(weights, columns), classes)
+        number = description.get("target") == "number"
+        return cls(columns, RandomFeatures.of(weights, columns), classes, number=number)
 
-    def learn(self, feeds: Feeds, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Learn ``n`` labelled rows in order: int64 [n] below `classes`.
+    def learn(self, feeds: Feeds, labels: NDArray[Any]) -> NDArray[np.float32]:
+        """Learn ``n`` labelled rows in order: int64 [n] below `classes`, or float64 [n].
 
         Returns float32 [n, k]: the logits of each row before it was learned.
         """
         numbers = _numeric(feeds, len(labels))
         embedded = self._embed(numbers, feeds, *self._moments.observe(numbers))
-        targets = np.where(labels[:, None] == np.arange(self.classes), 1.0, -1.0)
+        if isinstance(self._mixture, NumberMixture):
+            targets = self._mixture.targets(labels)
+        else:
+            targets = np.where(labels[:, None] == np.arange(self.classes), 1.0, -1.0)
         answers = np.empty((len(labels), len(self._experts), self.classes))
         memories = len(SLOW)
         for i, which in enumerate(self._parts):
@@ -105,6 +117,8 @@ class TabularEnsemble:
         for j, (expert, share) in enumerate(zip(self._experts, self._mixture.weights, strict=True)):
             weight[self._parts[j // memories]] += share * expert.weight[1:]
             bias += share * expert.weight[0]
+        if isinstance(self._mixture, NumberMixture):
+            bias += self._mixture.offset
         return Head(weight.astype(np.float32), bias.astype(np.float32))
 
     @property
@@ -137,7 +151,7 @@ class TabularEnsemble:
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on where `state` of an ensemble with the same columns was taken."""
-        owners: dict[str, Moments | Mixture | RecursiveLeastSquares] = {
+        owners: dict[str, Moments | Mixture | NumberMixture | RecursiveLeastSquares] = {
             "moments": self._moments,
             "mixture": self._mixture,
         }

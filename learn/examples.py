@@ -25,6 +25,7 @@ class Examples:
     ids, topics: object [n] of str. times: float64 [n]. inputs: [n], object of str or structured.
     labels: int64 [n]. embeddings: float32 [n, d] or None; a row of NaN is not known. weights:
     float32 [n]. partitions: int32 [n]. offsets: int64 [n]. arrivals: int64 [n], event numbers.
+    targets: float64 [n], the numbers to predict, where these are not classes: labels are 0 then.
     """
 
     ids: NDArray[np.object_]
@@ -37,9 +38,15 @@ class Examples:
     partitions: NDArray[np.int32]
     offsets: NDArray[np.int64]
     arrivals: NDArray[np.int64]
+    targets: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """What a model is to answer: the targets, else the labels."""
+        return self.labels if self.targets is None else self.targets
 
     def take(self, index: NDArray[np.generic]) -> Examples:
         """The examples at ``index`` (positions or a mask), as new examples."""

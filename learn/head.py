@@ -156,3 +156,32 @@ def fit_softmax(
     )
     solution = found.x.astype(np.float32)
     return Head(solution[: d * classes].reshape(d, classes), solution[d * classes :])
+
+
+def fit_number(
+    embeddings: FloatArray, targets: NDArray[np.float64], weights: FloatArray | None, ridge: float
+) -> Head:
+    """The head with one output that minimises the weighted squared error plus a penalty.
+
+    ``ridge``: in examples, whose error counts in deviations of the target; the bias is free.
+    embeddings: float32 [n, d]. targets: float64 [n]. weights: float32 [n] >= 0, None for ones.
+    Raises ValueError for no examples and for values that are not finite.
+
+    >>> x = np.array([[0.0], [1.0], [2.0]], np.float32)
+    >>> head = fit_number(x, np.array([10.0, 12.0, 14.0]), None, ridge=1e-9)
+    >>> head.logits(x).round(3).ravel().tolist()
+    [10.0, 12.0, 14.0]
+    """
+    if not len(embeddings):
+        raise ValueError("a head cannot be fitted to no examples")
+    if not (np.isfinite(embeddings).all() and np.isfinite(targets).all()):
+        raise ValueError("the embeddings or targets hold values that are not finite")
+    w = np.ones(len(targets)) if weights is None else weights.astype(np.float64)
+    w, x = w / max(float(w.sum()), 1e-12), embeddings.astype(np.float64)
+    middle, level = w @ x, float(w @ targets)
+    away, y = x - middle, targets - level
+    gram = away.T @ (w[:, None] * away)
+    gram[np.diag_indices_from(gram)] += ridge / len(targets)
+    weight = np.linalg.solve(gram, away.T @ (w * y))
+    bias = level - float(middle @ weight)
+    return Head(weight[:, None].astype(np.float32), np.array([bias], np.float32))

@@ -90,7 +90,8 @@ class Past:
     def extend(self, inputs: NDArray[Any], labels: NDArray[np.object_]) -> NDArray[Any]:
         """Structured [n] with the columns of `ModelConfig.columns`.
 
-        labels: object [n] of str, None where none arrived; an event sees those before it only.
+        labels: object [n] of str (of a number, where numbers are predicted), None where none
+        arrived; an event sees those before it only.
         """
         added = self._config.context
         if not added:
@@ -108,7 +109,7 @@ class Past:
             names = names[relative.shape[1] :]
         for i, label in enumerate(labels.tolist()):
             for name, earlier in zip(names, self._labels, strict=True):
-                table[name][i] = earlier
+                table[name][i] = np.nan if earlier is None and self._config.number else earlier
             if names and label is not None:
                 self._labels = [label, *self._labels[:-1]]
         return table

@@ -111,9 +111,12 @@ def table_encoder(
         description["categories"] = list(sizes)
         return empty_encoder(description), description
     lagged = config.lagged_labels
-    columns = Columns(numbers, sizes, (len(config.context) - lagged, lagged))
+    named = 0 if config.number else lagged
+    columns = Columns(numbers, sizes, (len(config.context) - named, named))
     description = {"dimension": columns.width + 2 * config.random_features, **asdict(columns)}
     description["random_features"] = config.random_features
+    if config.number:
+        description["target"] = config.target
     encoder = RandomFeatureEncoder(columns, config.random_features)
     encoder.put(RandomFeatures.draw(columns, config.random_features, seed))
     return encoder, description

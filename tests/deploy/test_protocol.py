@@ -289,7 +289,10 @@ def test_binary_responses():
     answer = write_infer(request, "m", "v0003", LABELS, PREDICTION)
     assert answer.body[answer.json_bytes :] == pack_texts(["b", "a"])
     request = read_infer(body(tensor([1, 2]), parameters={"binary_data_output": True}))
-    assert request.binary == {"label", "probabilities"}
+    answer = write_infer(request, "m", "v0003", LABELS, PREDICTION)
+    outputs = orjson.loads(answer.body[: answer.json_bytes])["outputs"]
+    assert [output["name"] for output in outputs] == ["label", "probabilities"]
+    assert all("binary_data_size" in output["parameters"] for output in outputs)
 
 
 @pytest.mark.parametrize(
