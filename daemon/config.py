@@ -123,6 +123,22 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
                 yield ("dead_letters", "connection"), "is needed, as the source is not Kafka"
         elif letters.connection is None and letters.topic == source.topic:
             yield ("dead_letters", "topic"), "must not be the source's own topic"
+    if isinstance(source, KafkaSourceConfig):
+        for where, section in (("source", source), ("labels", source.labels)):
+            if (
+                section is not None
+                and section.format == "avro"
+                and not (section.schema_registry or source.schema_registry)
+            ):
+                path = ("source",) if where == "source" else ("source", "labels")
+                yield (*path, "schema_registry"), "is needed for format: avro"
+    if isinstance(source, KafkaSourceConfig) and source.labels is not None:
+        if config.fields.id is None:
+            yield ("fields", "id"), "is needed to join events and labels (source.labels)"
+        if source.labels.topic == source.topic:
+            yield ("source", "labels", "topic"), "must not be the topic of the events"
+        if isinstance(letters, TopicLettersConfig) and letters.topic == source.labels.topic:
+            yield ("dead_letters", "topic"), "must not be the topic of the labels"
     if config.events.unknown_label == "reject" and not config.model.labels:
         yield (
             ("events", "unknown_label"),

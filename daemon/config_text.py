@@ -116,6 +116,9 @@ def _section_lines(model: type[BaseModel], path: tuple[str, ...], active: Active
         if inner:
             # An empty section means its defaults; one that may be absent as a whole stays absent.
             absent = field.default is None and not field.is_required()
+            if absent and any(inside.is_required() for inside in inner.model_fields.values()):
+                lines += _comment(f"Settings of `{name}`: see docs/configuration.md.", indent)
+                continue
             lines.append(f"{indent}{'# ' if absent else ''}{name}:")
             lines += _section_lines(inner, here, active)
         elif here in active:

@@ -23,14 +23,16 @@ from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
-from daemon.events import EMPTY, EventBatch
+from daemon.delayed import Delayed, Joined, Made
+from daemon.events import EMPTY, EventBatch, LabelBatch
+from daemon.joining import JoinFull, Waiting
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.repair import Repair
 from daemon.served import Answer, Opener, Served
 from daemon.sources import Poll, Source
 from daemon.state import State
-from daemon.stream_config import FileSourceConfig
+from daemon.stream_config import FileSourceConfig, KafkaSourceConfig
 from daemon.trainer import Trainer
 from drift import Observations, Signal, diagnose
 from learn.examples import Examples
@@ -67,6 +69,7 @@ class Loop:
         actor: str = "driftd",
         clock: Clock = time,
         opener: Opener = Served.open,
+        waiting: Waiting | None = None,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -93,6 +96,12 @@ class Loop:
             clock,
         )
         self.admission = Admission(config, self.state, self.journal, self.metrics)
+        #: Where labels come on a topic of their own.
+        self.delayed: Delayed | None = None
+        labels = config.source.labels if isinstance(config.source, KafkaSourceConfig) else None
+        if waiting is not None and labels is not None:
+            parts = waiting, self.state, self.journal, self.metrics, clock
+            self.delayed = Delayed(config, labels, *parts)
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
         self._told = 0
@@ -117,6 +126,8 @@ class Loop:
         if found:
             self.state.restore(found)
             self.source.know(self.state.classes.names)
+        if self.delayed is not None:
+            self.delayed.restore(found.values.get("delayed") if found else None)
         self.follow()
         if found:
             self.repair.resume()
@@ -150,6 +161,8 @@ class Loop:
             self.journal.write("stopped", champion=self.state.champion, reason=reason)
             self.source.close()
             self.dead_letters.close()
+            if self.delayed is not None:
+                self.delayed.close()
 
     # ---------------------------------------------------------------- one turn
 
@@ -165,11 +178,13 @@ class Loop:
             self.follow()
         except RegistryError as error:
             self._survived("registry", error)
-        batch = polled.batch
+        batch = polled.batch if self.delayed is None else self.delayed.meet(polled.batch)
         if len(batch):
             self.take_in(batch)
             self.metrics.batch_events().observe(len(batch))
             self.metrics.step_seconds().observe(time.perf_counter() - began)
+        if self.delayed is not None:
+            self._take_labels(self.delayed, polled.labels)
         self.state.positions |= polled.positions
         try:
             self._serve_requests()
@@ -184,7 +199,7 @@ class Loop:
         self.journal.flush()
         self._checkpoint_if_due()
         self._report()
-        return len(batch) + len(polled.rejected)
+        return len(polled.batch) + len(polled.labels) + len(polled.rejected)
 
     def take_in(self, batch: EventBatch) -> None:
         """Test, then learn: one batch of events in the order they were read."""
@@ -201,36 +216,98 @@ class Loop:
         batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels), "")
+            if self.delayed is not None:
+                self.delayed.keep(batch, numbers)
             state.events += len(batch)
             return
         with self.metrics.inference_seconds().time():
             answer = self.champion.answer(batch.inputs)
-        state.awaiting.remember(batch.ids[~known], answer.predicted[~known], self.champion.version)
+        if self.delayed is not None:
+            self.delayed.keep(batch, numbers, answer, self.champion)
+        else:
+            version = self.champion.version
+            state.awaiting.remember(batch.ids[~known], answer.predicted[~known], version)
+        signals = self._learn(batch, numbers, labels, answer, features)
+        state.events += len(batch)
+        self._alarm(signals)
+
+    def _take_labels(self, delayed: Delayed, labels: LabelBatch) -> None:
+        """Labels that came by themselves: what they join is learned from, each event once."""
+        names = len(self.state.classes)
+        delayed.queue(labels)
+        try:
+            joined = delayed.arrive()
+            if joined is not None:
+                self._learn_later(joined)
+            delayed.sweep(self.source.caught_up)
+            delayed.waiting.flush()
+        except JoinFull as error:
+            self._survived("labels", error)
+        self._greet(self.state.classes.names[names:])
+
+    def _learn_later(self, joined: Joined) -> None:
+        state, batch = self.state, joined.events
+        labels = state.classes.index(batch.labels)
+        state.past.arrived(batch.labels)
+        if self.champion is None:
+            state.memory.add(_examples(batch, joined.numbers, labels), "")
+            return
+        with self.metrics.inference_seconds().time():
+            answer = joined.answer(self.champion)
+        made = dict(zip(batch.ids.tolist(), joined.made, strict=True))
+        told = [feature.name for feature in self.config.model.context]
+        features = {name: c for name, c in batch.features.items() if name not in told}
+        signals = self._learn(batch, joined.numbers, labels, answer, features, made)
+        self._alarm(signals, later=True)
+
+    def _learn(
+        self,
+        batch: EventBatch,
+        numbers: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        answer: Answer,
+        features: dict[str, NDArray[np.generic]],
+        made: dict[str, Made | None] | None = None,
+    ) -> list[Signal]:
+        """Judge with the labels, watch, and learn; the signals of the monitors.
+
+        ``labels``: int64 [n], -1 where none is known; those that are held back become so too.
+        ``made``: for events that were watched before, who answered them what.
+        """
+        state, champion = self.state, self.champion
+        assert champion is not None
+        known = labels >= 0
         rows = np.flatnonzero(known)
         examples = _examples(batch, numbers, labels, answer)
         who = None if batch.labellers is None else batch.labellers[rows]
-        admitted = self.admission.admit(examples, who, answer.take(rows), self.champion)
+        admitted = self.admission.admit(examples, who, answer.take(rows), champion)
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
-        given = self._given(batch, answer, labels)
+        given = self._given(batch, answer, labels, made)
         own = (labels >= 0) & (given >= 0)
         state.prequential.observe(numbers[own], given[own] == labels[own])
-        self.repair.observe(batch.inputs, answer, labels, given, self.champion)
-        embeddings = answer.embeddings[:, self.champion.place]
+        self.repair.observe(batch.inputs, answer, labels, given, champion)
+        embeddings = answer.embeddings[:, champion.place]
         observed = Observations(embeddings, answer.probabilities, labels, batch.times, features)
-        signals = state.watch.observe(observed)
+        if made is None:
+            signals = state.watch.observe(observed)
+        else:
+            signals = state.watch.observe_labels(observed, numbers)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
             if not len(state.memory.anchor):
                 state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
             self._learn_online(batch, answer, labels)
-            state.memory.add(examples, self.champion.encoder)
-        state.events += len(batch)
-        self._alarm(signals)
+            state.memory.add(examples, champion.encoder)
+        return signals
 
     def _given(
-        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]
+        self,
+        batch: EventBatch,
+        answer: Answer,
+        labels: NDArray[np.int64],
+        known: dict[str, Made | None] | None = None,
     ) -> NDArray[np.int64]:
         """The class, int64 [n], that the champion gave each event; -1 where another version did.
 
@@ -240,7 +317,9 @@ class Loop:
         assert state.champion is not None
         given = answer.predicted.copy()
         rows = np.flatnonzero(labels >= 0)
-        for row, made in zip(rows.tolist(), state.awaiting.settle(batch.ids[rows]), strict=True):
+        ids = batch.ids[rows]
+        found = state.awaiting.settle(ids) if known is None else [known[i] for i in ids]
+        for row, made in zip(rows.tolist(), found, strict=True):
             if made is None:
                 continue
             version, given[row] = made
@@ -253,7 +332,8 @@ class Loop:
         state.record(state.champion, given[own] == labels[own])
         return given
 
-    def _alarm(self, signals: list[Signal]) -> None:
+    def _alarm(self, signals: list[Signal], *, later: bool = False) -> None:
+        """Act on the signals of a batch; ``later``: of events whose label came later."""
         for signal in signals:
             self.metrics.drift_score(signal.detector, signal.kind).set(signal.score)
             self.metrics.drift_threshold(signal.detector, signal.kind).set(signal.threshold)
@@ -274,7 +354,11 @@ class Loop:
             return
         self._told = state.events
         assert state.watch.reference is not None
-        recent = state.watch.recent
+        if later:
+            recent, numbers = state.watch.recently_labelled
+        else:
+            recent = state.watch.recent
+            numbers = np.arange(state.events - len(recent), state.events, dtype=np.int64)
         diagnosis = diagnose(
             alarmed,
             state.watch.reference,
@@ -282,8 +366,9 @@ class Loop:
             known={name: s for name, s in state.regimes.items() if name != state.champion},
             same_regime=self.config.drift.same_regime,
         )
-        first = state.events - len(recent)
-        self.repair.alarm(diagnosis, [first + position for position in diagnosis.examples])
+        ago = diagnosis.onset.events_ago
+        onset = int(numbers[-ago]) if ago else state.events
+        self.repair.alarm(diagnosis, onset, numbers[list(diagnosis.examples)].tolist())
 
     def _greet(self, names: list[str]) -> None:
         for name in names:
@@ -311,13 +396,19 @@ class Loop:
             if self.dead_letters.full:
                 # Read no more until the letters are away; the loop and its health go on.
                 self.dead_letters.flush(POLL_SECONDS)
+            if self.delayed is not None:
+                # Read no more until the disk takes what was read.
+                self.delayed.waiting.flush()
+                if self.delayed.queued:
+                    return Poll(EMPTY, [], {})
             if self._finite and self.repair.trainer.running:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
                 return Poll(EMPTY, [], {})
             return self.source.poll(MAX_EVENTS, POLL_SECONDS)
-        except DeadLetterError as error:
-            self._survived("dead-letters", error)
+        except (DeadLetterError, JoinFull) as error:
+            where = "dead-letters" if isinstance(error, DeadLetterError) else "labels"
+            self._survived(where, error)
             time.sleep(POLL_SECONDS)
             return Poll(EMPTY, [], {})
         finally:
@@ -422,7 +513,12 @@ class Loop:
         """Write a checkpoint now; dead letters are delivered first, so that none is lost."""
         self.dead_letters.flush()
         began = time.perf_counter()
-        size = self.checkpoints.save(self.state.values(), self.state.arrays())
+        values = self.state.values()
+        if self.delayed is not None:
+            values["delayed"] = self.delayed.seal()
+        size = self.checkpoints.save(values, self.state.arrays())
+        if self.delayed is not None:
+            self.delayed.sealed()
         self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
         self.metrics.checkpoint_bytes().set(size)
         self.metrics.checkpoint_timestamp().set_to_current_time()
@@ -534,7 +630,10 @@ class Loop:
                 **probation.test.as_dict(),
             },
             "versions": {version: asdict(record) for version, record in state.records.items()},
-            "awaiting_labels": len(state.awaiting),
+            "awaiting_labels": self.delayed.waiting.pending
+            if self.delayed
+            else len(state.awaiting),
+            "delayed_labels": self.delayed.status() if self.delayed else None,
             "quarantine": [case.as_dict() for case in state.quarantine.cases.values()],
             "memory": state.memory.sizes(),
             "checkpoint_age_seconds": round(self.clock.monotonic() - self._checkpointed[0], 1),

@@ -59,6 +59,20 @@ class Metrics:
         )
         for answered in ("champion", "earlier"):
             self.late_labels(answered)  # at 0 from the start, so that the first is an increase
+        self.delayed_labels = self._counter(
+            "delayed_labels",
+            "Labels on a topic of their own, and events that never had one, by what became of"
+            " them.",
+            "outcome",
+        )
+        self.labels_pending = self._gauge("labels_pending", "Events that wait for their label.")
+        self.labels_pending_bytes = self._gauge(
+            "labels_pending_bytes", "Size of the events that wait for their label, on disk."
+        )
+        self.labels_held = self._gauge("labels_held", "Labels that wait for their event.")
+        self.labels_oldest_pending = self._gauge(
+            "labels_oldest_pending_seconds", "How long the first of the events has waited."
+        )
         self.inference_seconds = self._histogram(
             "inference_seconds", "The daemon's forward pass of one batch.", LATENCY
         )

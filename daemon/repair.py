@@ -136,10 +136,11 @@ class Repair:
             own = given >= 0
             probation.test.observe((given == truth)[own], (old == truth)[own])
 
-    def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
+    def alarm(self, diagnosis: Diagnosis, onset: int, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
 
-        ``examples`` are the numbers of the events that show the drift best.
+        ``onset`` is the number of the event with which it began; ``examples`` are those of the
+        events that show the drift best.
         """
         state = self.state
         self.journal.write(
@@ -162,7 +163,7 @@ class Repair:
             return
         # Another regime, another chance for versions that failed in the last one.
         state.failed.clear()
-        onset = max(state.events - diagnosis.onset.events_ago, state.champion_event)
+        onset = max(onset, state.champion_event)
         self._open_incident(
             Incident(
                 id="",

@@ -15,9 +15,11 @@ from daemon.api import ApiServer, Health, application
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
+from daemon.delayed import open_waiting
 from daemon.loop import Loop
 from daemon.metrics import Metrics
 from daemon.sources import open_source
+from daemon.stream_config import KafkaSourceConfig
 from daemon.trainer import Trainer
 from registry import open_registry
 from registry.lock import try_lock
@@ -73,6 +75,8 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health()
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)
+    source = config.source
+    later = isinstance(source, KafkaSourceConfig) and source.labels is not None
     loop = Loop(
         config,
         registry,
@@ -83,6 +87,7 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         metrics=metrics,
         health=health,
         actor=f"driftd@{socket.gethostname()}",
+        waiting=open_waiting(config) if later else None,
     )
     api = ApiServer(application(metrics, health, lambda: loop.snapshot, registry), config.http)
     api.start()

@@ -26,6 +26,7 @@ from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.quarantine import Quarantine
 from daemon.served import Classes, Served
+from daemon.stream_config import KafkaSourceConfig
 from daemon.watch import Watch
 from drift import Reference, Signature
 from learn.memory import Memory
@@ -62,7 +63,9 @@ class State:
         self._clock = clock
         self.classes = Classes(config.model.labels or ())
         self.memory = Memory(config.memory)
-        self.watch = Watch(config.drift, config.policy.settle_events)
+        source = config.source
+        later = isinstance(source, KafkaSourceConfig) and source.labels is not None
+        self.watch = Watch(config.drift, config.policy.settle_events, labels_later=later)
         self.prequential = Prequential()
         self.awaiting = Awaiting(config.probation.late_events)
         self.guard = Guard(config.guard)

@@ -148,6 +148,25 @@ class Memory:
         self._judging = None
         return Examples.concatenate(found)
 
+    def relabel(self, labels: Mapping[str, int]) -> int:
+        """Correct the labels of events by their id; how many of them are in memory."""
+        self._settle()
+        found: set[str] = set()
+
+        def corrected(part: Examples) -> Examples:
+            mine = [i for i, event_id in enumerate(part.ids) if event_id in labels]
+            if not mine:
+                return part
+            truth = part.labels.copy()
+            truth[mine] = [labels[part.ids[i]] for i in mine]
+            found.update(part.ids[mine])
+            return part.relabelled(truth)
+
+        self._recent = corrected(self._recent)
+        self._replay = corrected(self._replay)
+        self._anchor = corrected(self._anchor)
+        return len(found)
+
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""
         self._settle()

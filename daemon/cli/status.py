@@ -122,6 +122,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
         ("source", _source(source) if source else None),
+        ("labels", _labels(found.get("delayed_labels"))),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
         ("trial", _trial(found.get("trial"))),
@@ -161,6 +162,16 @@ def _source(source: dict[str, Any]) -> str:
     lag = source.get("lag_events")
     behind = "lag unknown" if lag is None else f"{lag:,} events behind"
     return f"{'connected' if source.get('connected') else 'away'}, {behind}"
+
+
+def _labels(labels: dict[str, Any] | None) -> str | None:
+    """Of a topic of their own."""
+    if not labels:
+        return None
+    ends = ("early", "joined", "late", "never", "corrected", "repeated", "unmatched")
+    counts = ", ".join(f"{labels[end]:,} {end}" for end in ends if labels.get(end))
+    waits = f"{labels.get('pending', 0):,} events wait, {labels.get('held', 0):,} labels"
+    return f"{waits}; {counts}" if counts else waits
 
 
 def _incident(incident: dict[str, Any] | None) -> str | None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.decode import Decoder
+from daemon.decode_labels import LabelDecoder
+from daemon.formats import FormatError, open_reader, read_json
 from daemon.sources.jsonl import LinesSource
 from daemon.sources.source import Partition, Poll, Source, SourceError
-from daemon.stream_config import KafkaSourceConfig
+from daemon.stream_config import KafkaSourceConfig, LabelsConfig
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -24,11 +26,30 @@ __all__ = ["LinesSource", "Partition", "Poll", "Source", "SourceError", "open_so
 def open_source(config: Config) -> Source:
     """The configured source, not yet started. A Kafka group is named after the model."""
     features = config.model.features if config.model.task == "tabular" else None
-    decoder = Decoder(config.fields, config.events, features)
-    decoder.know(config.model.labels or ())
     source = config.source
+    try:
+        read = open_reader(source) if isinstance(source, KafkaSourceConfig) else read_json
+        decoder = Decoder(config.fields, config.events, features, read=read)
+    except FormatError as error:
+        raise SourceError(str(error)) from error
+    decoder.know(config.model.labels or ())
     if isinstance(source, KafkaSourceConfig):
         from daemon.sources.kafka import KafkaSource
 
-        return KafkaSource(source, decoder, group=source.group or f"driftd-{config.name}")
+        group = source.group or f"driftd-{config.name}"
+        labels = None
+        if source.labels is not None:
+            decoder.labels_expected = False
+            labels = _label_decoder(config, source, source.labels, decoder)
+        return KafkaSource(source, decoder, group=group, labels=labels)
     return LinesSource(source, decoder, max_bytes=config.events.max_event_bytes)
+
+
+def _label_decoder(
+    config: Config, source: KafkaSourceConfig, labels: LabelsConfig, decoder: Decoder
+) -> LabelDecoder:
+    try:
+        read = open_reader(labels, source.schema_registry)
+    except FormatError as error:
+        raise SourceError(f"source.labels: {error}") from error
+    return LabelDecoder(config.fields, config.events, labels, decoder.known, read=read)

@@ -56,6 +56,11 @@ class LinesSource:
         """Whether the last line was returned; never for a followed file."""
         return self._at_end and not self._follow and not self._lines
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether the end of the file was seen."""
+        return self._at_end and not self._lines
+
     def start(self, positions: Positions) -> None:
         """Open the file and go to the line after the last one that was learned from."""
         self._next = positions.get(self._partition, 0)

@@ -1,4 +1,4 @@
-"""Events from a Kafka topic, through outages and rebalances.
+"""Events from a Kafka topic, and labels from another, through outages and rebalances.
 
 The checkpoint's positions are the truth: every partition that is assigned is sought to its
 position, and the offsets committed to the group are only a copy for lag tools and for a partition
@@ -19,6 +19,9 @@ from kafka import errors as kafka_errors
 from kafka.errors import KafkaError
 
 from daemon.decode import Decoder, Records
+from daemon.decode_labels import LabelDecoder
+from daemon.events import EMPTY, NO_LABELS
+from daemon.formats import FormatAway
 from daemon.sources.source import Partition, Poll, Positions, SourceError
 from daemon.stream_config import KafkaSourceConfig
 
@@ -50,11 +53,20 @@ HOPELESS: dict[type[KafkaError], str] = {
 
 
 class KafkaSource:
-    """One topic, read as a member of a consumer group."""
+    """One topic, and that of its labels, read by one member of a consumer group."""
 
-    def __init__(self, config: KafkaSourceConfig, decoder: Decoder, *, group: str) -> None:
+    def __init__(
+        self,
+        config: KafkaSourceConfig,
+        decoder: Decoder,
+        *,
+        group: str,
+        labels: LabelDecoder | None = None,
+    ) -> None:
         self._config = config
         self._decoder = decoder
+        self._labels = labels
+        self._topics = [config.topic, *([config.labels.topic] if config.labels else [])]
         self._group = group
         self._link = _Link(", ".join(config.bootstrap_servers))
         self._consumer: Any = None
@@ -64,24 +76,32 @@ class KafkaSource:
         self._closed = False
         self._positions: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
-        self._commit_failed = False
+        self._commit_failed = self._format_away = False
         self._unassigned_since = time.monotonic()
         self._looked = 0.0
 
     @property
     def connected(self) -> bool:
-        """Whether a broker answers."""
-        return self._link.connected
+        """Whether a broker answers, and what the records' format needs."""
+        return self._link.connected and not self._format_away
 
     @property
     def ended(self) -> bool:
         """Never: a topic has no end."""
         return False
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether every partition that is ours was read to the end of its last fetch."""
+        if self._consumer is None or not self._link.connected:
+            return False
+        lags = self.lags()
+        return 0 < len(self._consumer.assignment()) == len(lags) and not any(lags.values())
+
     def start(self, positions: Positions) -> None:
         """Remember where to begin and start connecting; does not wait for the broker."""
-        self._positions = {p: at for p, at in positions.items() if p[0] == self._config.topic}
-        others = sorted({topic for topic, _ in positions} - {self._config.topic})
+        self._positions = {p: at for p, at in positions.items() if p[0] in self._topics}
+        others = sorted({topic for topic, _ in positions} - set(self._topics))
         if others:
             log.warning(
                 "the checkpoint has positions in %s too; source.topic is %s, so they are not used",
@@ -100,10 +120,10 @@ class KafkaSource:
 
     def poll(self, max_events: int, timeout: float) -> Poll:
         """The next records; see `Source.poll`."""
-        records = Records()
+        events, labels = Records(), Records()
         moved: dict[Partition, int] = {}
         if self._consumer is None and not self._adopt(timeout):
-            return Poll(*self._decoder.decode(records), moved)
+            return Poll(*self._decoder.decode(events), moved)
         fetched = self._fetch(max_events, timeout)
         for partition, found in (fetched or {}).items():
             place = partition.topic, partition.partition
@@ -112,17 +132,32 @@ class KafkaSource:
             if not found:
                 continue
             moved[place] = found[-1].offset + 1
+            records = events if partition.topic == self._config.topic else labels
             records.values += [record.value for record in found]
             records.offsets += [record.offset for record in found]
             records.timestamps += [record.timestamp for record in found]
             records.topics += [partition.topic] * len(found)
             records.partitions += [partition.partition] * len(found)
-        self._positions |= moved
         if moved:
             self._link.up()
         elif fetched is not None:
             self._look()
-        return Poll(*self._decoder.decode(records), moved)
+        try:
+            batch, rejected = self._decoder.decode(events)
+            joined = NO_LABELS
+            if self._labels is not None and len(labels):
+                joined, refused = self._labels.decode(labels)
+                rejected += refused
+        except FormatAway:  # whoever raised it has said so
+            self._format_away = True
+            for partition, found in (fetched or {}).items():
+                at = self._positions.get((partition.topic, partition.partition), found[0].offset)
+                self._consumer.seek(partition, at)
+            time.sleep(min(BACKOFF_SECONDS, timeout))
+            return Poll(EMPTY, [], {})
+        self._format_away = False
+        self._positions |= moved
+        return Poll(batch, rejected, moved, joined)
 
     def positions(self) -> dict[Partition, int]:
         """The next offset of every partition that was ever read."""
@@ -141,9 +176,9 @@ class KafkaSource:
             self._on_commit(news, error)
 
     def lag(self) -> int | None:
-        """Records between our positions and the ends of the partitions."""
-        lags = self.lags()
-        return sum(lags.values()) if lags else None
+        """Events between our positions and the ends of the partitions; labels do not count."""
+        lags = [lag for (topic, _), lag in self.lags().items() if topic == self._config.topic]
+        return sum(lags) if lags else None
 
     def lags(self) -> dict[Partition, int]:
         """The same by partition, from the high watermark of the last fetch."""
@@ -226,7 +261,7 @@ class KafkaSource:
         if isinstance(self._fresh, SourceError):
             raise self._fresh
         self._consumer = self._fresh
-        self._consumer.subscribe([self._config.topic], listener=_Listener(self))
+        self._consumer.subscribe(self._topics, listener=_Listener(self))
         self._unassigned_since = time.monotonic()
         self._link.up()
         return True
@@ -256,10 +291,7 @@ class KafkaSource:
     def _begin(self, partitions: Iterable[Any]) -> None:
         """Partitions that neither the checkpoint nor the group knows."""
         partitions = list(partitions)
-        names = ", ".join(str(p.partition) for p in sorted(partitions))
-        log.info(
-            "beginning at the %s offset of %s/%s", self._config.start, self._config.topic, names
-        )
+        log.info("beginning at the %s offset of %s", self._config.start, _listed(partitions))
         if self._config.start == "earliest":
             self._consumer.seek_to_beginning(*partitions)
         else:
@@ -464,6 +496,5 @@ def probe(config: KafkaSourceConfig) -> list[str]:
         return [f"Kafka at {servers} does not list its topics: {error}"]
     finally:
         client.close()
-    if config.topic not in topics:
-        return [f"Kafka at {servers} has no topic {config.topic!r}"]
-    return []
+    wanted = [config.topic, *([config.labels.topic] if config.labels else [])]
+    return [f"Kafka at {servers} has no topic {t!r}" for t in wanted if t not in topics]

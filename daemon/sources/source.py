@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.events import EventBatch, Rejected
+from daemon.events import NO_LABELS, EventBatch, LabelBatch, Rejected
 
 Partition = tuple[str, int]
 Positions = Mapping[Partition, int]
@@ -23,11 +23,15 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """What one poll found. ``positions``: next offset of every partition that moved."""
+    """What one poll found. ``positions``: next offset of every partition that moved.
+
+    ``labels``: those that came on a topic of their own; they may belong to events of ``batch``.
+    """
 
     batch: EventBatch
     rejected: list[Rejected]
     positions: dict[Partition, int]
+    labels: LabelBatch = NO_LABELS
 
     def __bool__(self) -> bool:
         """Whether anything was read at all."""
@@ -48,6 +52,10 @@ class Source(Protocol):
     @property
     def ended(self) -> bool:
         """Whether everything was read and nothing more can come."""
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that there was at the last look is read; false where that is not known."""
 
     def start(self, positions: Positions) -> None:
         """Begin at these next offsets; elsewhere as configured. Raises `SourceError`."""

@@ -568,6 +568,33 @@ LIFE = dashboard(
                 "nothing of the champion.",
             ),
             graph(
+                "Labels on their own topic",
+                {"{{outcome}}": f"60 * {rate('driftd_delayed_labels_total')}"},
+                "A minute, with source.labels. early, joined: learned. late: after the window, "
+                "counted for who answered. never: events given up; unmatched: labels given up.",
+            ),
+            graph(
+                "Waiting for the other half",
+                {
+                    "events": of("driftd_labels_pending"),
+                    "labels": of("driftd_labels_held"),
+                },
+                "Events without their label, and labels without their event; bounded by "
+                "source.labels.max_events.",
+            ),
+            graph(
+                "Longest wait for a label",
+                {"seconds": of("driftd_labels_oldest_pending_seconds")},
+                "Of the events that wait; at source.labels.window_seconds they are given up.",
+                unit="s",
+            ),
+            graph(
+                "Events that wait, on disk",
+                {"bytes": of("driftd_labels_pending_bytes")},
+                "Bounded by source.labels.max_bytes.",
+                unit="bytes",
+            ),
+            graph(
                 "Trial and probation",
                 {
                     "canary's share": of("driftd_canary_share"),

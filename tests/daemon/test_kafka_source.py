@@ -16,6 +16,7 @@ from kafka import errors as kafka_errors
 from pydantic import SecretStr
 
 from daemon.decode import Decoder, Reason
+from daemon.decode_labels import LabelDecoder
 from daemon.events import Rejected
 from daemon.sources import SourceError
 from daemon.sources.kafka import KafkaSource, probe
@@ -208,6 +209,55 @@ def test_every_bad_record_is_refused_and_nothing_else_is_lost(
     ]
     assert source.positions() == {(topic, 0): 2 * len(bad) + 1}
     source.close()
+
+
+# ------------------------------------------------------------------ labels on their own topic
+
+
+def test_one_consumer_reads_events_and_labels(
+    broker: Any, fast_group: dict[str, int], event: Event, eventually: Eventually
+) -> None:
+    topic, labels = broker.topic(partitions=2), broker.topic()
+    for partition in (0, 1):
+        broker.produce(topic, [event(n) for n in range(10)], partition=partition)
+    named = [json.dumps({"id": f"e{n}", "label": "ab"[n % 2]}).encode() for n in range(5)]
+    broker.produce(labels, [*named, b"{}", None])
+    config = KafkaSourceConfig.model_validate(
+        {
+            "kind": "kafka",
+            "topic": topic,
+            "bootstrap_servers": broker.bootstrap,
+            "options": fast_group,
+            "labels": {"topic": labels},
+        }
+    )
+    fields, limits = FieldsConfig(id=None), EventsConfig()
+    decoder = Decoder(fields, limits)
+    assert config.labels is not None
+    reader = LabelDecoder(fields, limits, config.labels, decoder.known)
+    source = KafkaSource(config, decoder, group=f"g-{topic}", labels=reader)
+    source.start({(labels, 0): 1})
+    assert not source.caught_up
+    events, ids, refused = 0, [], []
+
+    def read() -> bool:
+        nonlocal events
+        polled = source.poll(100, 0.2)
+        events += len(polled.batch)
+        ids.extend(polled.labels.ids.tolist())
+        refused.extend((r.topic, r.offset, r.reason) for r in polled.rejected)
+        return events == 20 and len(ids) == 4 and len(refused) == 2
+
+    eventually(read, 60)
+    assert ids == ["e1", "e2", "e3", "e4"]
+    assert refused == [(labels, 5, Reason.MISSING_FIELD), (labels, 6, Reason.NO_VALUE)]
+    assert source.positions() == {(topic, 0): 10, (topic, 1): 10, (labels, 0): 7}
+    eventually(lambda: (source.poll(100, 0.2), source.caught_up)[1])
+    broker.produce(labels, named)
+    assert source.lag() == 0  # labels are no events
+    source.close()
+    (missing,) = probe(config.model_copy(update={"topic": "no-such-topic"}))
+    assert missing.endswith("has no topic 'no-such-topic'")
 
 
 # ------------------------------------------------------------------ outages

@@ -97,6 +97,19 @@ CASES = {
     "DriftdQuarantine": Case(
         "10m", {"driftd_quarantine_cases": "0x5 1x5"}, {"driftd_quarantine_cases": "1x5 0x5"}
     ),
+    "DriftdLabelsNever": Case(
+        "60m",
+        {
+            'driftd_delayed_labels_total{outcome="never"}': "0+9x60",
+            'driftd_delayed_labels_total{outcome="joined"}': "0+3x60",
+            'driftd_delayed_labels_total{outcome="early"}': "0+3x60",
+        },
+        {
+            'driftd_delayed_labels_total{outcome="never"}': "0+5x60",
+            'driftd_delayed_labels_total{outcome="joined"}': "0+3x60",
+            'driftd_delayed_labels_total{outcome="early"}': "0+3x60",
+        },
+    ),
     "DriftdHeld": Case(
         "25h",
         {"driftd_paused": "1x1500", "driftd_pinned": "0x1500"},
