@@ -32,6 +32,7 @@ from daemon.stream_config import (
     FieldsConfig,
     FileLettersConfig,
     KafkaSourceConfig,
+    SharingConfig,
     SourceConfig,
     TopicLettersConfig,
 )
@@ -65,6 +66,9 @@ class Config(Section):
     )
     events: EventsConfig = Field(
         default_factory=EventsConfig, description="What is still an event."
+    )
+    sharing: SharingConfig = Field(
+        default_factory=SharingConfig, description="Several daemons of one model."
     )
     dead_letters: DeadLettersConfig = Field(
         default_factory=lambda: FileLettersConfig(kind="file"),
@@ -139,6 +143,11 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
             yield ("source", "labels", "topic"), "must not be the topic of the events"
         if isinstance(letters, TopicLettersConfig) and letters.topic == source.labels.topic:
             yield ("dead_letters", "topic"), "must not be the topic of the labels"
+    if config.sharing.enabled:
+        if not isinstance(source, KafkaSourceConfig):
+            yield ("sharing", "enabled"), "needs a Kafka topic as the source"
+        elif source.labels is not None:
+            yield ("sharing", "enabled"), "cannot go with source.labels yet: what waits is local"
     if config.events.unknown_label == "reject" and not config.model.labels:
         yield (
             ("events", "unknown_label"),

@@ -30,13 +30,14 @@ from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.repair import Repair
 from daemon.served import Answer, Opener, Served
+from daemon.sharing import Sharing
 from daemon.sources import Poll, Source
 from daemon.state import State
 from daemon.stream_config import FileSourceConfig, KafkaSourceConfig
 from daemon.trainer import Trainer
 from drift import Observations, Signal, diagnose
 from learn.examples import Examples
-from registry import Move, Registry, RegistryError, Request
+from registry import Move, Registry, RegistryError, Request, StorageError
 
 log = logging.getLogger("driftd.loop")
 
@@ -102,6 +103,12 @@ class Loop:
         if waiting is not None and labels is not None:
             parts = waiting, self.state, self.journal, self.metrics, clock
             self.delayed = Delayed(config, labels, *parts)
+        #: Where several daemons share the model.
+        self.sharing: Sharing | None = None
+        if config.sharing.enabled:
+            seconds = config.sharing.lease_seconds
+            with_them = registry, source, self.state, self.journal, self.metrics
+            self.sharing = Sharing(*with_them, actor, seconds)
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
         self._told = 0
@@ -128,9 +135,13 @@ class Loop:
             self.source.know(self.state.classes.names)
         if self.delayed is not None:
             self.delayed.restore(found.values.get("delayed") if found else None)
+        if self.sharing is not None:
+            self.sharing.restore(found.values.get("sharing") if found else None)
         self.follow()
-        if found:
+        if found and self.sharing is None:
             self.repair.resume()
+        elif found:
+            self.repair.resign("the daemon was restarted")
         self.source.start(self.state.positions)
         self.journal.write(
             "started",
@@ -148,6 +159,11 @@ class Loop:
                 break
 
     @property
+    def leads(self) -> bool:
+        """Whether this daemon trains and promotes; always, where it is alone."""
+        return self.sharing is None or self.sharing.leads
+
+    @property
     def busy(self) -> bool:
         """Whether work goes on that needs no further event."""
         return self.repair.trainer.running
@@ -159,6 +175,8 @@ class Loop:
             self.checkpoint()
         finally:
             self.journal.write("stopped", champion=self.state.champion, reason=reason)
+            if self.sharing is not None:
+                self._resign(self.sharing)
             self.source.close()
             self.dead_letters.close()
             if self.delayed is not None:
@@ -178,18 +196,26 @@ class Loop:
             self.follow()
         except RegistryError as error:
             self._survived("registry", error)
-        batch = polled.batch if self.delayed is None else self.delayed.meet(polled.batch)
+        batch, positions = polled.batch, polled.positions
+        if self.delayed is not None:
+            batch = self.delayed.meet(batch)
+        if self.sharing is not None:
+            self._share(self.sharing)
+            batch = batch.take(self.sharing.mine(batch))
+            ours = self.sharing.partitions
+            positions = {place: at for place, at in positions.items() if place in ours}
         if len(batch):
             self.take_in(batch)
             self.metrics.batch_events().observe(len(batch))
             self.metrics.step_seconds().observe(time.perf_counter() - began)
         if self.delayed is not None:
             self._take_labels(self.delayed, polled.labels)
-        self.state.positions |= polled.positions
+        self.state.positions |= positions
         try:
-            self._serve_requests()
-            self._bootstrap_if_due()
-            if self.clock.monotonic() >= self._repair_again:
+            if self.leads:
+                self._serve_requests()
+                self._bootstrap_if_due()
+            if self.leads and self.clock.monotonic() >= self._repair_again:
                 self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
             self.follow()
         except (RegistryError, OSError) as error:
@@ -343,6 +369,8 @@ class Loop:
         state = self.state
         for signal in alarmed:
             self.metrics.alarms(signal.detector, signal.kind).inc()
+        if not self.leads:
+            return  # what to do about it is the leader's to say
         if state.events < state.quiet_until and state.incident is None:
             self.journal.write(
                 "alarm-held",
@@ -390,6 +418,34 @@ class Loop:
             ours = state.online.judge(*seen)
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
             state.online.learn(*seen, truth)
+
+    # ---------------------------------------------------------------- several daemons
+
+    def _share(self, sharing: Sharing) -> None:
+        """Take and give partitions, and lead or follow."""
+        try:
+            sharing.turn(self.champion, gained=self._lead, lost=self._follow_another)
+        except RegistryError as error:
+            self._survived("sharing", error)
+
+    def _lead(self, term: int) -> None:
+        self.repair.lead(f"the daemon that leads changed (term {term})")
+        if self.champion is not None:
+            # It may have learned from what another has learned since, or was never committed.
+            self.state.restart_online(self.champion, anew=True)
+
+    def _follow_another(self, reason: str) -> None:
+        log.warning("this daemon no longer leads: %s", reason)
+        self.journal.write("leader-lost", term=self.registry.term, reason=reason)
+        self.repair.resign(reason)
+
+    def _resign(self, sharing: Sharing) -> None:
+        try:
+            sharing.close()
+        except StorageError as error:
+            log.warning("the lease could not be given back, another waits for its end: %s", error)
+
+    # ---------------------------------------------------------------- reading
 
     def _poll(self) -> Poll:
         try:
@@ -456,7 +512,7 @@ class Loop:
         self.metrics.champion(version, began)
         log.info("%s serves now (before: %s)", version, old.version if old else "none")
         self._checkpoint_or_later()
-        if removed := self.registry.collect(actor=self.actor):
+        if self.leads and (removed := self.registry.collect(actor=self.actor)):
             log.info("removed old versions: %s", ", ".join(removed))
 
     def _serve_requests(self) -> None:
@@ -502,7 +558,7 @@ class Loop:
     def _checkpoint_or_later(self) -> None:
         try:
             self.checkpoint()
-        except (CheckpointError, DeadLetterError) as error:
+        except (CheckpointError, DeadLetterError, StorageError) as error:
             # Not fatal: the old checkpoint stands and the events can be read again.
             every = self.config.checkpoint.every_seconds
             again = self.clock.monotonic() - every + RETRY_SECONDS
@@ -514,11 +570,15 @@ class Loop:
         self.dead_letters.flush()
         began = time.perf_counter()
         values = self.state.values()
+        if self.sharing is not None:
+            values["sharing"] = self.sharing.values()
         if self.delayed is not None:
             values["delayed"] = self.delayed.seal()
         size = self.checkpoints.save(values, self.state.arrays())
         if self.delayed is not None:
             self.delayed.sealed()
+        if self.sharing is not None:
+            self.sharing.commit()
         self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
         self.metrics.checkpoint_bytes().set(size)
         self.metrics.checkpoint_timestamp().set_to_current_time()
@@ -634,6 +694,7 @@ class Loop:
             if self.delayed
             else len(state.awaiting),
             "delayed_labels": self.delayed.status() if self.delayed else None,
+            "sharing": self.sharing.status() if self.sharing else None,
             "quarantine": [case.as_dict() for case in state.quarantine.cases.values()],
             "memory": state.memory.sizes(),
             "checkpoint_age_seconds": round(self.clock.monotonic() - self._checkpointed[0], 1),

@@ -138,6 +138,13 @@ class Metrics:
         self.probation = self._gauge("probation", "1 while a promotion is on probation.")
         self.paused = self._gauge("paused", "1 while learning is paused.")
         self.pinned = self._gauge("pinned", "1 while the champion is pinned.")
+        # Daemons that share the model.
+        self.leader = self._gauge("leader", "1 while this daemon leads: it trains and promotes.")
+        self.leader_term = self._gauge("leader_term", "Term of the present leader, as last seen.")
+        self.partitions = self._gauge("partitions", "Partitions that this daemon reads.")
+        self.partition_moves = self._counter(
+            "partition_moves", "Partitions that moved between daemons.", "what"
+        )
         # The daemon itself.
         self.checkpoint_timestamp = self._gauge(
             "checkpoint_timestamp_seconds", "When the last checkpoint was written."

@@ -283,6 +283,22 @@ class Repair:
         elif not paused and not pinned:
             self._propose(champion)
 
+    def resign(self, reason: str) -> None:
+        """Another daemon leads: what was under way is its to begin. Moves nothing."""
+        state = self.state
+        self._cancel(reason)
+        if state.trial:
+            self.journal.write("trial-dropped", version=state.trial.version, reason=reason)
+        state.trial = state.canary = state.probation = None
+        self.challenger = self.yardstick = None
+        self._close("superseded", reason)
+
+    def lead(self, reason: str) -> None:
+        """This daemon leads now: a canary that the leader before left behind is over."""
+        routing = self.registry.routing()
+        if routing.mode == "canary" and routing.actor.startswith("driftd@"):
+            self.registry.route(None, mode="off", actor=self.actor, reason=reason)
+
     def close(self) -> None:
         """End the trainer; the rung is tried again after the restart."""
         self.trainer.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import signal
 import socket
 import threading
@@ -86,7 +88,7 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         trainer=trainer,
         metrics=metrics,
         health=health,
-        actor=f"driftd@{socket.gethostname()}",
+        actor=_actor(config),
         waiting=open_waiting(config) if later else None,
     )
     api = ApiServer(application(metrics, health, lambda: loop.snapshot, registry), config.http)
@@ -102,6 +104,14 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         loop.close(reasons[0] if reasons else "the source has ended")
     finally:
         api.stop()
+
+
+def _actor(config: Config) -> str:
+    """Who moves the registry; of several daemons each process is somebody else."""
+    name = f"driftd@{socket.gethostname()}"
+    if not config.sharing.enabled:
+        return name
+    return f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def _close_after(loop: Loop, error: BaseException) -> None:

@@ -388,6 +388,24 @@ class EventsConfig(Section):
     )
 
 
+class SharingConfig(Section):
+    """Several daemons of one model, in one consumer group: one leads, all observe."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether other daemons may read the same topic for the same registry. Each has"
+        " a `checkpoint.path` of its own; partitions and what was learned from them lie in the"
+        " registry's store.",
+    )
+    lease_seconds: float = Field(
+        default=10.0,
+        ge=0.5,
+        description="How long a leader that has stopped or frozen still counts. Another takes over"
+        " after at most 1.4 times as long. Shorter: more writes to the registry's store, one each"
+        " third of it.",
+    )
+
+
 class LetterLimits(Section):
     """What all kinds of dead letters have in common."""
 

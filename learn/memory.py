@@ -134,6 +134,12 @@ class Memory:
         self._replay = _adopted(self._replay, row, embeddings)
         self._anchor = _adopted(self._anchor, row, embeddings)
 
+    def lying_in(self, topic: str, partition: int) -> Examples:
+        """The recent and replayed events of one partition, in order of arrival."""
+        self._settle()
+        pool = Examples.concatenate([self._replay, self._recent])
+        return pool.take((pool.topics == topic) & (pool.partitions == partition))
+
     def take_out(self, ids: NDArray[np.object_]) -> Examples:
         """Forget the events of these ids, but for the anchor; what there was of them."""
         self._settle()

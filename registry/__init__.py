@@ -5,6 +5,7 @@ Registry        publish, version, path (digests checked), promote, rollback, pin
 State           champion, challenger, previous, controls: one document under compare-and-swap
 Manifest        lineage, labels, input schema, metrics, digest of every file of a version
 Routing         which traffic a challenger sees: shadow, canary; Traffic is what servers counted
+Lease           who leads, where several daemons share the model
 Journal         append-only rows: every move, who, when, why, from, to
 
 Imports no other room; several processes may use one registry at once.
@@ -20,15 +21,18 @@ from .errors import (
     PinnedError,
     RegistryError,
     StorageError,
+    Superseded,
     Untrusted,
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lease import Lease
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
 from .registry import Registry, Request, Version, open_registry
 from .routing import Counts, Routing, Traffic
 from .state import Control, Move, State
+from .store import Store
 
 __all__ = [
     "Conflict",
@@ -39,6 +43,7 @@ __all__ = [
     "FileEntry",
     "Invalid",
     "Journal",
+    "Lease",
     "Manifest",
     "ManifestDraft",
     "Move",
@@ -52,7 +57,9 @@ __all__ = [
     "Row",
     "State",
     "StorageError",
+    "Store",
     "Stretch",
+    "Superseded",
     "Traffic",
     "Untrusted",
     "Version",

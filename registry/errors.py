@@ -29,6 +29,10 @@ class Conflict(RegistryError):
     """Somebody else moved first, or the move would change nothing. Read the state, decide anew."""
 
 
+class Superseded(Conflict):
+    """A daemon that led before, or was frozen meanwhile, is not the leader any more."""
+
+
 class PinnedError(RegistryError):
     """An operator has frozen what serves."""
 

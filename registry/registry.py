@@ -27,9 +27,11 @@ from .errors import (
     PinnedError,
     RegistryError,
     StorageError,
+    Superseded,
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lease import Lease
 from .lineage import Stretch, alike, moment, newest_event
 from .manifest import MANIFEST, RESERVED, SIGNATURE, FileEntry, Manifest, ManifestDraft
 from .routing import MODES, ROUTING, TRAFFIC, Mode, Routing, Traffic
@@ -41,6 +43,7 @@ from .store import VERSIONS, Document, LocalStore, Store
 log = logging.getLogger("driftd.registry")
 
 EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
+LEASE = "leader.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -73,7 +76,14 @@ class Registry:
         self._store = store
         self._trust = Trust(config.trusted_keys) if config.trusted_keys else None
         self._manifests: dict[str, Manifest] = {}
+        #: Where several daemons share the model: the term in which this process leads.
+        self.term: int | None = None
         self._journalled: Move | None = None  # the newest move whose row is known to be there
+
+    @property
+    def store(self) -> Store:
+        """Where it lies, for what daemons that share a model keep beside it."""
+        return self._store
 
     # ---------------------------------------------------------------- versions
 
@@ -342,6 +352,20 @@ class Registry:
 
         return self._move("rollback", actor, reason, change)
 
+    def lease(self, owner: str, seconds: float) -> Lease:
+        """A contender for leading the daemons that share this model."""
+        return Lease(self._store, LEASE, owner, seconds)
+
+    def lead(self, term: int, *, actor: str) -> State:
+        """Moves of this process count as the leader's of ``term``, and of no older one any more.
+
+        Raises `Superseded` if a later term has begun.
+        """
+        self.term = term
+        return self._move(
+            "leader", actor, f"leads in term {term}", lambda state: replace(state, term=term)
+        )
+
     def set_challenger(self, version: str | None, *, actor: str, reason: str) -> State:
         """Name the version that wants to serve, or none."""
         if version is not None:
@@ -386,6 +410,7 @@ class Registry:
                     f"{before.mode} of {before.challenger}"
                 )
             state = self.state()
+            self._fence(state)
             champion = state.champion
             if mode == "canary" and state.pinned:
                 raise PinnedError(f"{champion} is pinned ({state.pinned.reason}): unpin first")
@@ -530,6 +555,7 @@ class Registry:
         while True:
             document = self._store.read(STATE)
             before = self._parsed(document)
+            self._fence(before)
             self._write_row(before)
             after = change(before)
             for version in (after.champion, after.challenger):
@@ -544,6 +570,12 @@ class Registry:
             if self._store.swap(STATE, after.to_bytes(), token):
                 self._write_row(after)
                 return after
+
+    def _fence(self, state: State) -> None:
+        if self.term is not None and state.term > self.term:
+            raise Superseded(
+                f"another daemon leads in term {state.term}; this one did in term {self.term}"
+            )
 
     def _write_row(self, state: State) -> None:
         """Make sure the journal has the row of the state's last move."""
@@ -567,6 +599,8 @@ class Registry:
                 "challenger": state.challenger,
                 "generation": state.generation,
             }
+            if move.kind == "leader":
+                row["term"] = state.term
             if move.kind == "collected":
                 row["versions"] = list(state.removed)
             if self._store.append(lambda seq, row=row: seal({"seq": seq, **row}), after=last):  # type: ignore[misc]

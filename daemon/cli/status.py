@@ -122,6 +122,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
         ("source", _source(source) if source else None),
+        ("sharing", _sharing(found.get("sharing"))),
         ("labels", _labels(found.get("delayed_labels"))),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
@@ -162,6 +163,15 @@ def _source(source: dict[str, Any]) -> str:
     lag = source.get("lag_events")
     behind = "lag unknown" if lag is None else f"{lag:,} events behind"
     return f"{'connected' if source.get('connected') else 'away'}, {behind}"
+
+
+def _sharing(sharing: dict[str, Any] | None) -> str | None:
+    """Of several daemons."""
+    if not sharing:
+        return None
+    leader = "leads" if sharing.get("leads") else f"follows {sharing.get('leader') or 'nobody'}"
+    numbers = ", ".join(str(place[1]) for place in sharing.get("partitions") or ()) or "none"
+    return f"{leader} in term {sharing.get('term', 0)}; partitions: {numbers}"
 
 
 def _labels(labels: dict[str, Any] | None) -> str | None:

@@ -228,5 +228,15 @@ class Player(Source):
     def know(self, labels: Iterable[str]) -> None:
         """The events are decoded already: nothing to tell."""
 
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Nothing of it is shared."""
+        return set(), set()
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Nothing of it is shared."""
+
+    def leave(self, place: Partition) -> None:
+        """Nothing of it is shared."""
+
     def close(self) -> None:
         """Nothing is held open."""

@@ -41,7 +41,8 @@ def open_source(config: Config) -> Source:
         if source.labels is not None:
             decoder.labels_expected = False
             labels = _label_decoder(config, source, source.labels, decoder)
-        return KafkaSource(source, decoder, group=group, labels=labels)
+        shared = config.sharing.enabled
+        return KafkaSource(source, decoder, group=group, labels=labels, shared=shared)
     return LinesSource(source, decoder, max_bytes=config.events.max_event_bytes)
 
 

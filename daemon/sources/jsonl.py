@@ -118,6 +118,16 @@ class LinesSource:
         """Tell the decoder which classes the model has."""
         self._decoder.know(labels)
 
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Nothing of it is shared."""
+        return set(), set()
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Nothing of it is shared."""
+
+    def leave(self, place: Partition) -> None:
+        """Nothing of it is shared."""
+
     def close(self) -> None:
         """Close the file."""
         if self._fd >= 0:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
 from daemon.decode import Decoder, Records
@@ -62,10 +63,16 @@ class KafkaSource:
         *,
         group: str,
         labels: LabelDecoder | None = None,
+        shared: bool = False,
     ) -> None:
         self._config = config
         self._decoder = decoder
         self._labels = labels
+        #: Partitions are claimed by whoever shares them (`moves`, `begin`) before they are read.
+        self._shared = shared
+        self._begun: set[Partition] = set()
+        self._came: set[Partition] = set()
+        self._went: set[Partition] = set()
         self._topics = [config.topic, *([config.labels.topic] if config.labels else [])]
         self._group = group
         self._link = _Link(", ".join(config.bootstrap_servers))
@@ -127,6 +134,8 @@ class KafkaSource:
         fetched = self._fetch(max_events, timeout)
         for partition, found in (fetched or {}).items():
             place = partition.topic, partition.partition
+            if self._shared and place not in self._begun:
+                continue
             expected = self._positions.get(place, 0)
             found = [record for record in found if record.offset >= expected]
             if not found:
@@ -212,6 +221,36 @@ class KafkaSource:
                 log.debug("closing the consumer: %s", error)
         self._link.deaf()
 
+    # ---------------------------------------------------------------- shared partitions
+
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Partitions that came to us and that went since the last call; what came rests."""
+        came, self._came = self._came, set()
+        went, self._went = self._went, set()
+        for place in went:
+            self._positions.pop(place, None)
+        return came, went
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Read a partition that came, from ``position``; None: as for one that nobody knows."""
+        partition = TopicPartition(*place)
+        if partition not in self._consumer.assignment():
+            return  # it went meanwhile, and `moves` will say so
+        self._positions.pop(place, None)
+        if position is not None:
+            self._positions[place] = position
+            self._consumer.seek(partition, position)
+        self._begun.add(place)
+        self._consumer.resume(partition)
+
+    def leave(self, place: Partition) -> None:
+        """Read no more of a partition that is another's, whatever the group thinks."""
+        self._begun.discard(place)
+        self._positions.pop(place, None)
+        partition = TopicPartition(*place)
+        if partition in self._consumer.assignment():
+            self._consumer.pause(partition)
+
     # ---------------------------------------------------------------- connecting
 
     def _options(self) -> dict[str, Any]:
@@ -220,6 +259,8 @@ class KafkaSource:
         for path in (config.tls_ca_file, config.tls_cert_file, config.tls_key_file):
             if path is not None:
                 path.open("rb").close()
+        # A partition that stays is read on while others move; eager is what others may expect.
+        cooperative = {"partition_assignment_strategy": [CooperativeStickyAssignor]}
         return {
             "group_id": self._group,
             "group_instance_id": config.instance_id,
@@ -232,7 +273,7 @@ class KafkaSource:
             "max_poll_records": MAX_POLL_RECORDS,
             "metadata_max_age_ms": METADATA_MS,
             "bootstrap_timeout_ms": BOOTSTRAP_MS,
-        } | config.client_options()
+        } | ((cooperative if self._shared else {}) | config.client_options())
 
     def _connect(self, options: dict[str, Any]) -> None:
         """On a thread of its own: make a consumer, however long that takes."""
@@ -380,6 +421,8 @@ class KafkaSource:
             except (KafkaError, KeyError):  # not settled yet
                 continue
             place = partition.topic, partition.partition
+            if self._shared and place not in self._begun:
+                continue
             if at is not None and at > self._positions.get(place, -1):
                 self._positions[place] = at
 
@@ -413,6 +456,11 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         source = self._source
+        if source._shared:
+            source._came |= _places(assigned)
+            source._consumer.pause(*assigned)
+            log.info("partitions assigned: %s", _listed(assigned))
+            return
         for partition in assigned:
             at = source._positions.get((partition.topic, partition.partition))
             if at is not None:
@@ -421,10 +469,18 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         if revoked:
+            self._gone(revoked)
             log.info("partitions given back: %s", _listed(revoked))
 
     def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        self._gone(lost)
         log.warning("partitions lost to another member of the group: %s", _listed(lost))
+
+    def _gone(self, partitions: Iterable[Any]) -> None:
+        source, places = self._source, _places(partitions)
+        source._came -= places
+        source._begun -= places
+        source._went |= places
 
 
 class _Link(logging.Handler):
@@ -471,6 +527,10 @@ class _Link(logging.Handler):
 def _hopeless(error: KafkaError) -> SourceError:
     advice = next(text for kind, text in HOPELESS.items() if isinstance(error, kind))
     return SourceError(f"Kafka: {error}: {advice}")
+
+
+def _places(partitions: Iterable[Any]) -> set[Partition]:
+    return {(p.topic, p.partition) for p in partitions}
 
 
 def _listed(partitions: Iterable[Any]) -> str:

@@ -81,5 +81,17 @@ class Source(Protocol):
     def know(self, labels: Iterable[str]) -> None:
         """Tell the decoder which classes the model has, for the limits on new labels."""
 
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Where partitions are shared: those that came and that went since the last call.
+
+        What came is not read before `begin`.
+        """
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Read a partition that came, from there on; None: as one that nobody knows."""
+
+    def leave(self, place: Partition) -> None:
+        """Read no more of a partition that turned out to be another's."""
+
     def close(self) -> None:
         """Let go of everything; safe to call twice."""

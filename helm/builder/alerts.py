@@ -204,6 +204,14 @@ DAEMON = (
         "Its metrics have disappeared: nothing watches the model.",
     ),
     Alert(
+        "DriftdNoLeader",
+        f"max by ({BY}) (driftd_leader) == 0",
+        "5m",
+        "critical",
+        f"No daemon of {_MODEL} leads",
+        "Several daemons share the model and none of them trains or promotes.",
+    ),
+    Alert(
         "DriftdSourceAway",
         f"max by ({BY}) (driftd_source_connected) == 0",
         "10m",

@@ -658,6 +658,28 @@ DAEMON = dashboard(
                 unit="s",
             ),
         ],
+        "Several daemons": [
+            graph(
+                "Leads",
+                {"{{pod}}{{instance}}": of("driftd_leader")},
+                "With sharing.enabled: 1 for the daemon that trains and promotes. Never two.",
+            ),
+            graph(
+                "Term",
+                {"{{pod}}{{instance}}": of("driftd_leader_term")},
+                "Grows by one whenever another daemon leads.",
+            ),
+            graph(
+                "Partitions",
+                {"{{pod}}{{instance}}": of("driftd_partitions")},
+                "How the topic is shared out.",
+            ),
+            graph(
+                "Partitions that moved",
+                {"{{what}}": f"sum by (what) ({of('driftd_partition_moves_total')})"},
+                "fenced: another had claimed it first; what was not committed was learned there.",
+            ),
+        ],
         "State": [
             stat(
                 "Last checkpoint",

@@ -133,6 +133,11 @@ CASES = {
     "DriftdDaemonGone": Case(
         "30m", {"driftd_source_connected": "1x10"}, {"driftd_source_connected": "1x30"}
     ),
+    "DriftdNoLeader": Case(
+        "10m",
+        {'driftd_leader{instance="a"}': "0x10", 'driftd_leader{instance="b"}': "1x2 0x8"},
+        {'driftd_leader{instance="a"}': "0x10", 'driftd_leader{instance="b"}': "0x3 1x7"},
+    ),
     "DriftdSourceAway": Case(
         "15m", {"driftd_source_connected": "0x15"}, {"driftd_source_connected": "0x8 1 0x6"}
     ),
