@@ -146,7 +146,9 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
     if config.sharing.enabled:
         if not isinstance(source, KafkaSourceConfig):
             yield ("sharing", "enabled"), "needs a Kafka topic as the source"
-        elif source.labels is not None:
+        elif config.sharing.topic in (source.topic, getattr(letters, "topic", "")):
+            yield ("sharing", "topic"), "must be a topic of its own"
+        if isinstance(source, KafkaSourceConfig) and source.labels is not None:
             yield ("sharing", "enabled"), "cannot go with source.labels yet: what waits is local"
     if config.events.unknown_label == "reject" and not config.model.labels:
         yield (

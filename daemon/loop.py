@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,13 @@ from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
+from daemon.decode import features_dtype
 from daemon.delayed import Delayed, Joined, Made
 from daemon.events import EMPTY, EventBatch, LabelBatch
-from daemon.joining import JoinFull, Waiting
+from daemon.joining import JoinError, JoinFull, Waiting
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
+from daemon.pace import Pace
 from daemon.repair import Repair
 from daemon.served import Answer, Opener, Served
 from daemon.sharing import Sharing
@@ -38,6 +40,9 @@ from daemon.trainer import Trainer
 from drift import Observations, Signal, diagnose
 from learn.examples import Examples
 from registry import Move, Registry, RegistryError, Request, StorageError
+
+if TYPE_CHECKING:
+    from daemon.handover import Handover
 
 log = logging.getLogger("driftd.loop")
 
@@ -96,6 +101,7 @@ class Loop:
             actor,
             clock,
         )
+        self.pace = Pace(config.events, self.journal, self.metrics)
         self.admission = Admission(config, self.state, self.journal, self.metrics)
         #: Where labels come on a topic of their own.
         self.delayed: Delayed | None = None
@@ -108,7 +114,7 @@ class Loop:
         if config.sharing.enabled:
             seconds = config.sharing.lease_seconds
             with_them = registry, source, self.state, self.journal, self.metrics
-            self.sharing = Sharing(*with_them, actor, seconds)
+            self.sharing = Sharing(*with_them, actor, seconds, _handover(config, actor))
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
         self._told = 0
@@ -187,6 +193,7 @@ class Loop:
     def step(self) -> int:
         """One turn of the loop; returns the number of events taken in."""
         polled = self._poll()
+        self.pace.look(self.source.lag())
         began = time.perf_counter()
         for letter in polled.rejected:
             self.dead_letters.send(letter)
@@ -204,6 +211,7 @@ class Loop:
             batch = batch.take(self.sharing.mine(batch))
             ours = self.sharing.partitions
             positions = {place: at for place, at in positions.items() if place in ours}
+            self.sharing.offer(batch)
         if len(batch):
             self.take_in(batch)
             self.metrics.batch_events().observe(len(batch))
@@ -211,6 +219,8 @@ class Loop:
         if self.delayed is not None:
             self._take_labels(self.delayed, polled.labels)
         self.state.positions |= positions
+        if self.sharing is not None:
+            self._take_guests(self.sharing)
         try:
             if self.leads:
                 self._serve_requests()
@@ -324,6 +334,10 @@ class Loop:
             if not len(state.memory.anchor):
                 state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
+            if self.pace.behind:
+                learned = self.pace.learned(examples.ids)
+                examples, labels = examples.take(learned), labels.copy()
+                labels[rows[admitted][~learned]] = -1
             self._learn_online(batch, answer, labels)
             state.memory.add(examples, champion.encoder)
         return signals
@@ -428,6 +442,16 @@ class Loop:
         except RegistryError as error:
             self._survived("sharing", error)
 
+    def _take_guests(self, sharing: Sharing) -> None:
+        """What the others hand over is an event like any other, to the one that leads."""
+        try:
+            guests = sharing.guests(MAX_EVENTS)
+        except CheckpointError as error:
+            self._survived("handover", error)
+            return
+        if len(guests):
+            self.take_in(guests)
+
     def _lead(self, term: int) -> None:
         self.repair.lead(f"the daemon that leads changed (term {term})")
         if self.champion is not None:
@@ -451,24 +475,33 @@ class Loop:
         try:
             if self.dead_letters.full:
                 # Read no more until the letters are away; the loop and its health go on.
+                self.source.hold()
                 self.dead_letters.flush(POLL_SECONDS)
+            if self.sharing is not None and self.sharing.full:
+                self.sharing.hand_over()
             if self.delayed is not None:
                 # Read no more until the disk takes what was read.
                 self.delayed.waiting.flush()
                 if self.delayed.queued:
-                    return Poll(EMPTY, [], {})
+                    return self._hold()
             if self._finite and self.repair.trainer.running:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
                 return Poll(EMPTY, [], {})
             return self.source.poll(MAX_EVENTS, POLL_SECONDS)
-        except (DeadLetterError, JoinFull) as error:
-            where = "dead-letters" if isinstance(error, DeadLetterError) else "labels"
+        except (DeadLetterError, CheckpointError) as error:
+            if isinstance(error, JoinError) and not isinstance(error, JoinFull):
+                raise
+            where = "dead-letters" if isinstance(error, DeadLetterError) else "waiting"
             self._survived(where, error)
             time.sleep(POLL_SECONDS)
-            return Poll(EMPTY, [], {})
+            return self._hold()
         finally:
             self.health.turned = time.monotonic()
+
+    def _hold(self) -> Poll:
+        self.source.hold()
+        return Poll(EMPTY, [], {})
 
     # ---------------------------------------------------------------- the alias and the operators
 
@@ -568,6 +601,8 @@ class Loop:
     def checkpoint(self) -> None:
         """Write a checkpoint now; dead letters are delivered first, so that none is lost."""
         self.dead_letters.flush()
+        if self.sharing is not None:
+            self.sharing.hand_over()
         began = time.perf_counter()
         values = self.state.values()
         if self.sharing is not None:
@@ -593,7 +628,8 @@ class Loop:
     def _report(self) -> None:
         state, source = self.state, self.source
         self.metrics.source_connected().set(source.connected)
-        self.metrics.lag_seconds().set(max(0.0, self.clock.time() - self._last_time))
+        behind = 0.0 if source.caught_up else self.clock.time() - self._last_time
+        self.metrics.lag_seconds().set(max(0.0, behind))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
@@ -717,6 +753,17 @@ class Loop:
         if state.probation:
             return "probation"
         return "watching" if state.watch.armed else "learning what is normal"
+
+
+def _handover(config: Config, owner: str) -> Handover | None:
+    source, topic = config.source, config.sharing.topic
+    if topic is None or not isinstance(source, KafkaSourceConfig):
+        return None
+    from daemon.handover import Handover
+
+    features = config.model.features if config.model.task == "tabular" else None
+    dtype = np.dtype(object) if features is None else features_dtype(features)
+    return Handover(source, config.sharing, topic, owner, dtype)
 
 
 def _examples(

@@ -39,7 +39,10 @@ class Metrics:
         )
         self.lag_events = self._gauge("lag_events", "Events waiting in the source.")
         self.lag_seconds = self._gauge(
-            "lag_seconds", "Now minus the event time of the last event read, in seconds."
+            "lag_seconds", "Now minus the event time of the last event read; 0 where all is read."
+        )
+        self.learning_share = self._gauge(
+            "learning_share", "Share of the labelled events that is learned from; 1 but if behind."
         )
         self.source_connected = self._gauge("source_connected", "1 while the source answers.")
         self.step_seconds = self._histogram(
@@ -144,6 +147,12 @@ class Metrics:
         self.partitions = self._gauge("partitions", "Partitions that this daemon reads.")
         self.partition_moves = self._counter(
             "partition_moves", "Partitions that moved between daemons.", "what"
+        )
+        self.handovers = self._counter(
+            "handovers", "Events handed over to the leader, and taken from the others.", "what"
+        )
+        self.members = self._gauge(
+            "members", "Daemons that told the leader of themselves lately; the leader's to say."
         )
         # The daemon itself.
         self.checkpoint_timestamp = self._gauge(

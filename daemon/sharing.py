@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.events import EventBatch
+from daemon.events import EMPTY, EventBatch
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.partitions import Held, Partitions
@@ -25,6 +25,9 @@ from daemon.sources.source import Partition, Source
 from daemon.state import State
 from learn.examples import Examples
 from registry import Registry, StorageError, Superseded
+
+if TYPE_CHECKING:
+    from daemon.handover import Handover
 
 log = logging.getLogger("driftd.sharing")
 
@@ -41,6 +44,7 @@ class Sharing:
         metrics: Metrics,
         owner: str,
         lease_seconds: float,
+        handover: Handover | None = None,
     ) -> None:
         self.owner = owner
         self.lease = registry.lease(owner, lease_seconds)
@@ -50,12 +54,16 @@ class Sharing:
         self._state = state
         self._journal = journal
         self._metrics = metrics
+        #: To the leader, where there is a topic for it.
+        self.handover = handover
         self._leads = False
         self._unclaimed: set[Partition] = set()
         #: The epochs of our claims when the checkpoint was taken that we began from.
         self._before: dict[Partition, int] = {}
         self._known: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
+        for what in ("sent", "taken"):
+            metrics.handovers(what)
         for what in ("taken", "left", "fenced"):
             metrics.partition_moves(what)  # at 0 from the start: the first is an increase
 
@@ -66,15 +74,64 @@ class Sharing:
 
     # ---------------------------------------------------------------- the checkpoint
 
-    def values(self) -> list[tuple[str, int, int]]:
-        """For the checkpoint: the epochs of our claims, (topic, partition, epoch)."""
-        return [(*place, epoch) for place, epoch in sorted(self.partitions.epochs.items())]
+    def values(self) -> dict[str, Any]:
+        """For the checkpoint: the epochs of our claims, and how far the handover was read."""
+        epochs = [(*place, epoch) for place, epoch in sorted(self.partitions.epochs.items())]
+        return {"epochs": epochs, "handover": self.handover and self.handover.values()}
 
-    def restore(self, values: list[tuple[str, int, int]] | None) -> None:
+    def restore(self, values: Mapping[str, Any] | None) -> None:
         """What our own checkpoint knows of partitions; whether it still counts, a claim tells."""
-        self._before = {(topic, number): epoch for topic, number, epoch in values or ()}
+        values = values or {"epochs": ()}
+        self._before = {(topic, number): epoch for topic, number, epoch in values["epochs"]}
+        if self.handover is not None and values.get("handover"):
+            self.handover.restore(values["handover"])
         self._known = dict(self._state.positions)
         self._state.positions.clear()  # none is ours before we have claimed it
+
+    def hand_over(self) -> None:
+        """Before a checkpoint: make sure that the leader gets what it should. Raises HandoverError.
+
+        What a checkpoint says was read is not read again, and could not be handed over any more.
+        """
+        if self.handover is None:
+            return
+        score, watch = self._state.prequential, self._state.watch
+        self.handover.tell(
+            {
+                "events": self._state.events,
+                "labelled": score.labelled,
+                "right": score.right,
+                "partitions": len(self.partitions.epochs),
+                "leads": self.leads,
+                "drift": {s.detector: round(s.score / s.threshold, 4) for s in watch.signals},
+            }
+        )
+        self.handover.flush()
+
+    @property
+    def full(self) -> bool:
+        """Whether to read no more until `hand_over` succeeds."""
+        return self.handover is not None and self.handover.full
+
+    def offer(self, batch: EventBatch) -> None:
+        """Events of our partitions were read; the leader reads no more of its own than others do.
+
+        The leader's are handed over too, for the one that comes after it.
+        """
+        if self.handover is not None and len(batch):
+            self._metrics.handovers("sent").inc(self.handover.send(batch))
+
+    def guests(self, most: int) -> EventBatch:
+        """Where this daemon leads: events of the others' partitions. Raises HandoverError."""
+        if self.handover is None or not self.leads:
+            return EMPTY
+        found = self.handover.take(most, self.partitions.epochs)
+        self._metrics.members().set(len(self.handover.members()))
+        if len(found):
+            # One that is new reads what the one before had read, and may have seen some itself.
+            found = found.take(~self._state.memory.known(found.ids))
+            self._metrics.handovers("taken").inc(len(found))
+        return found
 
     def commit(self) -> None:
         """After a checkpoint: keep each partition's position with what was learned from it.
@@ -123,6 +180,8 @@ class Sharing:
     def close(self) -> None:
         """Give the lease back, so that another leads at once. Raises StorageError."""
         self._leads = False
+        if self.handover is not None:
+            self.handover.close()
         self.lease.release()
 
     def mine(self, batch: EventBatch) -> NDArray[np.bool_]:
@@ -136,6 +195,8 @@ class Sharing:
         finally:
             if self._leads and not self.lease.held:
                 self._leads = False
+                if self.handover is not None:
+                    self.handover.rest()
                 lost(f"the lease of term {self._registry.term} has run out")
             self._metrics.leader().set(self.leads)
             self._metrics.leader_term().set(self.lease.term)
@@ -200,7 +261,12 @@ class Sharing:
     def _gone(self, place: Partition, what: str) -> None:
         position = self._state.positions.pop(place, None)
         self._committed.pop(place, None)
-        forgotten = self._forget(place)
+        forgotten = 0
+        if self.handover is not None and self.leads and position is not None:
+            # The leader goes on with what it has learned, and is handed what comes after.
+            self.handover.watermarks[place] = position
+        else:
+            forgotten = self._forget(place)
         self._metrics.partition_moves(what).inc()
         self._journal.write(
             f"partition-{what}",
@@ -236,6 +302,7 @@ class Sharing:
             "term": self.lease.term,
             "leader": self.lease.holder,
             "partitions": sorted(self.partitions.epochs),
+            "members": self.handover.members() if self.handover and self.leads else None,
         }
 
 

@@ -70,6 +70,9 @@ class KafkaConnection(Section):
     tls_key_file: Path | None = Field(
         default=None, description="Private key of the client certificate."
     )
+    tls_key_password_file: Path | None = Field(
+        default=None, description="File with the password of that key, if it has one."
+    )
     tls_check_hostname: bool = Field(
         default=True, description="Whether a broker's certificate must carry its host name."
     )
@@ -123,6 +126,8 @@ class KafkaConnection(Section):
             ):
                 if path is not None:
                     options[name] = str(path)
+            if self.tls_key_password_file is not None:
+                options["ssl_password"] = self.tls_key_password_file.read_text().strip()
         if self.sasl_mechanism is not None:
             options["sasl_mechanism"] = self.sasl_mechanism
             options["sasl_plain_username"] = self.sasl_username
@@ -386,6 +391,19 @@ class EventsConfig(Section):
         description="Most classes that a model may grow to; beyond, new labels are refused. Stops"
         " a wrong label field, such as an id, from growing a class an event.",
     )
+    behind_events: int | None = Field(
+        default=None,
+        ge=1,
+        description="Events that wait in the source from which on only a sample is learned from, so"
+        " that predicting and watching catch up. Empty: all are, however far behind; a topic"
+        " waits.",
+    )
+    behind_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the labelled events that is learned from while behind.",
+    )
 
 
 class SharingConfig(Section):
@@ -403,6 +421,26 @@ class SharingConfig(Section):
         description="How long a leader that has stopped or frozen still counts. Another takes over"
         " after at most 1.4 times as long. Shorter: more writes to the registry's store, one each"
         " third of it.",
+    )
+    topic: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        description="Topic through which the daemons hand labelled events and their counts over to"
+        " the leader, on the source's cluster; make it with `cleanup.policy=compact`. Empty: the"
+        " leader learns from its own partitions only.",
+    )
+    handover_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the labelled events that is handed over, by a hash of their id. The"
+        " leader learns from these and from all of its own.",
+    )
+    handover_slots: int = Field(
+        default=2000,
+        ge=1,
+        description="Events of each partition that the topic keeps for a leader that is new.",
     )
 
 

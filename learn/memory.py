@@ -134,6 +134,12 @@ class Memory:
         self._replay = _adopted(self._replay, row, embeddings)
         self._anchor = _adopted(self._anchor, row, embeddings)
 
+    def known(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
+        """Bool [n]: which of these events are in memory."""
+        self._settle()
+        have = {*self._recent.ids.tolist(), *self._replay.ids.tolist(), *self._anchor.ids.tolist()}
+        return np.fromiter((i in have for i in ids), np.bool_, count=len(ids))
+
     def lying_in(self, topic: str, partition: int) -> Examples:
         """The recent and replayed events of one partition, in order of arrival."""
         self._settle()

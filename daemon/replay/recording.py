@@ -210,6 +210,9 @@ class Player(Source):
         self._next = end
         return Poll(batch, [], {PLAYED: end})
 
+    def hold(self) -> None:
+        """Nothing needs to be kept alive."""
+
     def positions(self) -> dict[Partition, int]:
         """How many events were handed out."""
         return {PLAYED: self._next}

@@ -99,6 +99,9 @@ class LinesSource:
         batch, rejected = self._decoder.decode(records)
         return Poll(batch, rejected, {self._partition: self._next} if self._next > before else {})
 
+    def hold(self) -> None:
+        """Nothing needs to be kept alive."""
+
     def positions(self) -> dict[Partition, int]:
         """The line number to read next."""
         return {self._partition: self._next}

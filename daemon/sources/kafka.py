@@ -83,7 +83,7 @@ class KafkaSource:
         self._closed = False
         self._positions: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
-        self._commit_failed = self._format_away = False
+        self._commit_failed = self._format_away = self._held = False
         self._unassigned_since = time.monotonic()
         self._looked = 0.0
 
@@ -131,6 +131,8 @@ class KafkaSource:
         moved: dict[Partition, int] = {}
         if self._consumer is None and not self._adopt(timeout):
             return Poll(*self._decoder.decode(events), moved)
+        if self._held:
+            self._resume()
         fetched = self._fetch(max_events, timeout)
         for partition, found in (fetched or {}).items():
             place = partition.topic, partition.partition
@@ -159,14 +161,33 @@ class KafkaSource:
                 rejected += refused
         except FormatAway:  # whoever raised it has said so
             self._format_away = True
-            for partition, found in (fetched or {}).items():
-                at = self._positions.get((partition.topic, partition.partition), found[0].offset)
-                self._consumer.seek(partition, at)
+            self._read_again(fetched)
             time.sleep(min(BACKOFF_SECONDS, timeout))
             return Poll(EMPTY, [], {})
         self._format_away = False
         self._positions |= moved
         return Poll(batch, rejected, moved, joined)
+
+    def hold(self) -> None:
+        """Rest all partitions, and let the client do what keeps it in the group."""
+        if self._consumer is None:
+            return
+        self._held = True
+        self._consumer.pause(*self._consumer.assignment())
+        # A partition that has only just come does not rest yet; what it gives is read again.
+        self._read_again(self._fetch(1, 0.0))
+
+    def _read_again(self, fetched: dict[Any, list[Any]] | None) -> None:
+        for partition, found in (fetched or {}).items():
+            at = self._positions.get((partition.topic, partition.partition), found[0].offset)
+            self._consumer.seek(partition, at)
+
+    def _resume(self) -> None:
+        """After `hold`: read on, but for what nobody has claimed yet."""
+        self._held = False
+        assigned = self._consumer.assignment()
+        ready = [p for p in assigned if not self._shared or (p.topic, p.partition) in self._begun]
+        self._consumer.resume(*ready)
 
     def positions(self) -> dict[Partition, int]:
         """The next offset of every partition that was ever read."""
@@ -537,8 +558,8 @@ def _listed(partitions: Iterable[Any]) -> str:
     return ", ".join(f"{p.topic}/{p.partition}" for p in sorted(partitions)) or "none"
 
 
-def probe(config: KafkaSourceConfig) -> list[str]:
-    """Try the broker and the topic, for `driftd check`: what is wrong, as sentences."""
+def probe(config: KafkaSourceConfig, handover: str | None = None) -> list[str]:
+    """Try the broker and the topics, for `driftd check`: what is wrong, as sentences."""
     from kafka import KafkaAdminClient
 
     servers = ", ".join(config.bootstrap_servers)
@@ -557,4 +578,5 @@ def probe(config: KafkaSourceConfig) -> list[str]:
     finally:
         client.close()
     wanted = [config.topic, *([config.labels.topic] if config.labels else [])]
+    wanted += [handover] if handover else []
     return [f"Kafka at {servers} has no topic {t!r}" for t in wanted if t not in topics]

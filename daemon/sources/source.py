@@ -66,6 +66,12 @@ class Source(Protocol):
         Returns as soon as there is anything. Raises `SourceError`.
         """
 
+    def hold(self) -> None:
+        """In place of `poll`, where what was read before must first be dealt with.
+
+        Nothing is read, and the source stays what it is: a member of its group, above all.
+        """
+
     def positions(self) -> dict[Partition, int]:
         """Next offset of each partition, after everything that `poll` has returned so far."""
 

@@ -624,8 +624,14 @@ DAEMON = dashboard(
             graph(
                 "Behind, in time",
                 {"seconds": of("driftd_lag_seconds")},
-                "Now minus the event time of the last event read; grows on an idle stream, too.",
+                "Now minus the event time of the last event read; 0 where all is read.",
                 unit="s",
+            ),
+            graph(
+                "Learned from",
+                {"share": of("driftd_learning_share")},
+                "Below 1 while the stream is ahead by more than events.behind_events.",
+                unit="percentunit",
             ),
             graph(
                 "Dead letters",
@@ -678,6 +684,19 @@ DAEMON = dashboard(
                 "Partitions that moved",
                 {"{{what}}": f"sum by (what) ({of('driftd_partition_moves_total')})"},
                 "fenced: another had claimed it first; what was not committed was learned there.",
+            ),
+        ],
+        "Handover": [
+            graph(
+                "Events handed over to the leader",
+                {"{{what}}": f"sum by (what) ({rate('driftd_handovers_total')})"},
+                "A second, with sharing.topic: the sample that is sent, and what the leader took.",
+                unit="eps",
+            ),
+            graph(
+                "Daemons that the leader hears of",
+                {"daemons": f"max({of('driftd_members')})"},
+                "Those that told of themselves within a minute.",
             ),
         ],
         "State": [

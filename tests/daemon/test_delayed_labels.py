@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,12 @@ from daemon.loop import Loop
 from daemon.sources import Partition, Poll
 from daemon.sources.source import Positions
 from daemon.trainer import Trainer
-from registry import open_registry
+from registry import ManifestDraft, open_registry
 
 Row = dict[str, Any]
+TRAINED: list[tuple[Path, ManifestDraft]] = []
 START = 1.7e9
+pytestmark = pytest.mark.timeout(600)  # the first trains a version
 
 
 class Clock:
@@ -71,6 +76,9 @@ class Topics:
         labels, others = self.label_decoder.decode(self._read("labels", max_events))
         return Poll(batch, refused + others, self.positions(), labels)
 
+    def hold(self) -> None:
+        pass
+
     def positions(self) -> dict[Partition, int]:
         return {(topic, 0): at for topic, at in self.at.items()}
 
@@ -116,7 +124,7 @@ class Daemon:
                 },
                 "fields": {"id": "id", "time": "time"},
                 "dead_letters": {"kind": "file", "path": str(folder / "dead.jsonl")},
-                "bootstrap": {"warmup_events": 300},
+                "bootstrap": {"warmup_events": 10**9 if TRAINED else 300},
                 "policy": {"rungs": ["head"], "settle_events": 300, "online_head": False},
                 "gate": {"size_ratio": 10.0, "parity_points": 10.0},
                 "registry": {"path": str(folder / "registry")},
@@ -154,11 +162,27 @@ class Daemon:
             pass
 
     def bootstrap(self) -> None:
-        """Until the first version serves, trained on the labels that have come."""
-        deadline = time.monotonic() + 120
+        """The first version serves: trained on the labels that have come, once for all tests."""
+        registry = self.loop.registry
+        if TRAINED:
+            folder, draft = TRAINED[0]
+            version = registry.publish(folder, draft, actor="test").id
+            registry.promote(version, actor="test", reason="as trained before")
+            self.loop.step()
+            assert self.loop.champion is not None
+            return
+        deadline = time.monotonic() + 500
         while self.loop.champion is None:
             assert time.monotonic() < deadline
             self.loop.step()
+        folder = Path(tempfile.mkdtemp(prefix="driftd-test-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for file in registry.path("v0001").iterdir():
+            if file.name != "manifest.json":
+                shutil.copy(file, folder / file.name)
+        manifest = registry.version("v0001").manifest
+        fields = {name: getattr(manifest, name) for name in ManifestDraft.model_fields}
+        TRAINED.append((folder, ManifestDraft.model_validate(fields)))
 
     def kill(self) -> None:
         """As -9 does: nothing is closed, nothing is written."""
