@@ -32,6 +32,7 @@ from daemon.stream_config import (
     FieldsConfig,
     FileLettersConfig,
     KafkaSourceConfig,
+    SharingConfig,
     SourceConfig,
     TopicLettersConfig,
 )
@@ -65,6 +66,9 @@ class Config(Section):
     )
     events: EventsConfig = Field(
         default_factory=EventsConfig, description="What is still an event."
+    )
+    sharing: SharingConfig = Field(
+        default_factory=SharingConfig, description="Several daemons of one model."
     )
     dead_letters: DeadLettersConfig = Field(
         default_factory=lambda: FileLettersConfig(kind="file"),
@@ -123,6 +127,36 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
                 yield ("dead_letters", "connection"), "is needed, as the source is not Kafka"
         elif letters.connection is None and letters.topic == source.topic:
             yield ("dead_letters", "topic"), "must not be the source's own topic"
+    if isinstance(source, KafkaSourceConfig):
+        for where, section in (("source", source), ("labels", source.labels)):
+            if (
+                section is not None
+                and section.format == "avro"
+                and not (section.schema_registry or source.schema_registry)
+            ):
+                path = ("source",) if where == "source" else ("source", "labels")
+                yield (*path, "schema_registry"), "is needed for format: avro"
+    if isinstance(source, KafkaSourceConfig) and source.labels is not None:
+        if config.fields.id is None:
+            yield ("fields", "id"), "is needed to join events and labels (source.labels)"
+        if source.labels.topic == source.topic:
+            yield ("source", "labels", "topic"), "must not be the topic of the events"
+        if isinstance(letters, TopicLettersConfig) and letters.topic == source.labels.topic:
+            yield ("dead_letters", "topic"), "must not be the topic of the labels"
+    if config.sharing.enabled:
+        if not isinstance(source, KafkaSourceConfig):
+            yield ("sharing", "enabled"), "needs a Kafka topic as the source"
+        elif config.sharing.topic in (source.topic, getattr(letters, "topic", "")):
+            yield ("sharing", "topic"), "must be a topic of its own"
+        if isinstance(source, KafkaSourceConfig) and source.labels is not None:
+            yield ("sharing", "enabled"), "cannot go with source.labels yet: what waits is local"
+        if config.model.task == "tabular" and not config.model.features:
+            yield ("sharing", "enabled"), "needs declared features (model.features)"
+    if config.model.number:
+        if config.sharing.enabled:
+            yield ("sharing", "enabled"), "cannot go with a number as model.target yet"
+        if isinstance(source, KafkaSourceConfig) and source.labels is not None:
+            yield ("source", "labels"), "cannot go with a number as model.target yet"
     if config.events.unknown_label == "reject" and not config.model.labels:
         yield (
             ("events", "unknown_label"),

@@ -1,4 +1,4 @@
-"""From raw records to columns: JSON in, `EventBatch` and the refused records out.
+"""From raw records to columns: bytes in, `EventBatch` and the refused records out.
 
 One pass over the records, no object per event, no schema library: this is the hot path. Whatever a
 record holds, decoding never raises; what is no event comes back as `Rejected`, with a reason from
@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from daemon.events import EventBatch, Rejected
+from daemon.formats import Reader, read_json
+from daemon.refusals import MISSING, Reason, RefusedError, kind_of, short, unfit
 from daemon.stream_config import EventsConfig, FieldsConfig
 
 log = logging.getLogger("driftd.decode")
@@ -35,26 +35,7 @@ UNLABELLED_WARNING = 1000  # events without a label field before that is worth a
 EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (math.inf, 1e9))
 FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_800.0  # the years 1 to 9999
 
-_MISSING: Any = object()
-
 Getter = Callable[[dict[str, Any]], Any]
-
-
-class Reason(StrEnum):
-    """Why a record is no event. The values are stable: they label a metric and dead letters."""
-
-    NO_VALUE = "no_value"
-    TOO_LARGE = "too_large"
-    INVALID_JSON = "invalid_json"
-    NOT_AN_OBJECT = "not_an_object"
-    MISSING_FIELD = "missing_field"
-    WRONG_TYPE = "wrong_type"
-    EMPTY_INPUT = "empty_input"
-    BAD_LABEL = "bad_label"
-    UNKNOWN_LABEL = "unknown_label"
-    BAD_TIME = "bad_time"
-    FUTURE = "future"
-    TOO_OLD = "too_old"
 
 
 class Feature(Protocol):
@@ -97,12 +78,53 @@ class Records:
         self.timestamps += more.timestamps
 
 
-class _RefusedError(Exception):
-    """Raised while reading one record, caught around it."""
+class KnownLabels:
+    """The labels met so far, and which new ones are let in; or any number, as its text."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        self.reason = reason
-        self.detail = detail
+    def __init__(self, events: EventsConfig, numbers: bool = False) -> None:
+        self._events = events
+        self._numbers = numbers
+        self._labels: set[str] = set()
+
+    def update(self, labels: Iterable[str]) -> None:
+        """The model has these."""
+        self._labels.update(labels)
+
+    def read(self, path: str, value: Any) -> str | None:
+        """The label that ``value`` is; None for null or empty. Raises RefusedError."""
+        if value is None:
+            return None
+        if self._numbers:
+            return _number_label(path, value)
+        label = value if type(value) is str else plain(value)
+        if label is None:
+            raise unfit(path, value, "the label", "text, a whole number or a boolean")
+        if not label:
+            return None
+        if label not in self._labels:
+            self._admit(path, label)
+        return label
+
+    def _admit(self, path: str, label: str) -> None:
+        """Accept a label seen for the first time, or refuse the event."""
+        if len(label) > MAX_LABEL or not label.isprintable() or not label.strip():
+            raise RefusedError(
+                Reason.BAD_LABEL,
+                f"the label in '{path}' must be printable and at most {MAX_LABEL}"
+                f" characters, this one has {len(label)}: {short(label)}",
+            )
+        if self._events.unknown_label == "reject":
+            raise RefusedError(
+                Reason.UNKNOWN_LABEL,
+                f"the model has no class {short(label)} and events.unknown_label is 'reject'",
+            )
+        if len(self._labels) >= self._events.max_labels:
+            raise RefusedError(
+                Reason.UNKNOWN_LABEL,
+                f"{short(label)} would be class {len(self._labels) + 1}, over events.max_labels"
+                f" ({self._events.max_labels})",
+            )
+        self._labels.add(label)
 
 
 class Decoder:
@@ -110,7 +132,8 @@ class Decoder:
 
     ``features``: the features of a table, None for text. ``clock``: seconds since the epoch, for
     the limits on an event's time. ``hint``: for whoever reads that a feature is of another kind.
-    ``numbers``: labels are numbers to predict; they come as their texts.
+    ``numbers``: labels are numbers to predict; they come as their texts. ``read``: the format, see
+    `daemon.formats`.
 
     >>> from daemon.stream_config import EventsConfig, FieldsConfig
     >>> decoder = Decoder(FieldsConfig(input="post.body", label="topic"), EventsConfig())
@@ -131,25 +154,27 @@ class Decoder:
         clock: Callable[[], float] = time.time,
         hint: str = "",
         numbers: bool = False,
+        read: Reader = read_json,
     ) -> None:
         self._events = events
-        self._numbers = numbers
         self._fields = fields
         self._hint = hint
-        self._clock = clock
-        self._steady = clock() - time.monotonic()
+        self._clock = SteadyClock(clock)
+        self._read = read
         self._label_path = fields.label
-        self._label = _getter(fields.label)
-        self._id = (fields.id, _getter(fields.id)) if fields.id else None
-        self._labeller = _getter(fields.labeller) if fields.labeller else None
-        self._time = (fields.time, _getter(fields.time)) if fields.time else None
+        self._label = getter(fields.label)
+        self._id = (fields.id, getter(fields.id)) if fields.id else None
+        self._labeller = getter(fields.labeller) if fields.labeller else None
+        self._time = (fields.time, getter(fields.time)) if fields.time else None
         self._input: Callable[[dict[str, Any]], Any]
         if features is None:
             self._dtype = np.dtype(object)
             self._input = _text_reader(fields.input)
         else:
             self.read_rows(features)
-        self._labels: set[str] = set()
+        self.known = KnownLabels(events, numbers)
+        #: Whether events are meant to carry their label; where none does, that is worth a warning.
+        self.labels_expected = True
         self._unlabelled = 0  # events so far without a label field; -1 once one had it
 
     def read_rows(self, features: Sequence[Feature]) -> None:
@@ -158,27 +183,29 @@ class Decoder:
         self._input = _row_reader(features, self._fields.features, self._hint)
 
     def glance(self, value: bytes | None, size: int | None = None) -> dict[str, Any] | None:
-        """The object in a record, None where there is none; nothing is counted or refused."""
+        """The object in a record, None where there is none; nothing is counted or refused.
+
+        Raises FormatAway.
+        """
         try:
-            return self._parse(value, size)
-        except _RefusedError:
+            return read_object(value, size, self._events, self._read)
+        except RefusedError:
             return None
 
     def has_label(self, event: dict[str, Any]) -> bool:
         """Whether the field of the label holds anything."""
-        return self._label(event) not in (_MISSING, None, "")
+        return self._label(event) not in (MISSING, None, "")
 
     def know(self, labels: Iterable[str]) -> None:
         """Tell the decoder which labels the model has, for the limits on new ones."""
-        self._labels.update(labels)
+        self.known.update(labels)
 
     def decode(self, records: Records) -> tuple[EventBatch, list[Rejected]]:
-        """All events among ``records``, and all that are none; nothing is lost, nothing raises."""
+        """All events among ``records``, and all that are none; nothing is lost.
+
+        Raises FormatAway, where it cannot be told for now, and nothing else.
+        """
         now = self._clock()
-        # What the clock would show had nobody set it since the start. A limit is exceeded if it is
-        # by both: a clock that jumps must not have the daemon refuse what comes in.
-        steady = self._steady + time.monotonic()
-        early, late = min(now, steady), max(now, steady)
         kept: list[int] = []
         ids: list[str] = []
         times: list[float] = []
@@ -188,15 +215,14 @@ class Decoder:
         rejected: list[Rejected] = []
         for i, value in enumerate(records.values):
             try:
-                event = self._parse(value, records.oversized.get(i))
+                event = read_object(value, records.oversized.get(i), self._events, self._read)
                 item = self._input(event)
                 stamp = records.timestamps[i]
-                arrived = now if stamp == NO_TIME else stamp / 1000.0
-                seconds = self._seconds(event, arrived, early, late)
+                seconds = self._seconds(event, stamp, now)
                 name = self._name(event)
                 label = self._read_label(event)
-            except _RefusedError as refused:
-                rejected.append(_rejected(records, i, refused))
+            except RefusedError as refused:
+                rejected.append(refused_record(records, i, refused))
                 continue
             kept.append(i)
             inputs.append(item)
@@ -206,143 +232,131 @@ class Decoder:
             place = records.topics[i], records.partitions[i], records.offsets[i]
             ids.append(name if name is not None else "{}:{}:{}".format(*place))
         batch = EventBatch(
-            ids=_objects(ids),
+            ids=objects(ids),
             times=np.array(times, dtype=np.float64),
             inputs=self._column(inputs),
-            labels=_objects(labels),
-            topics=_objects([records.topics[i] for i in kept]),
+            labels=objects(labels),
+            topics=objects([records.topics[i] for i in kept]),
             partitions=np.array([records.partitions[i] for i in kept], dtype=np.int32),
             offsets=np.array([records.offsets[i] for i in kept], dtype=np.int64),
-            labellers=_objects(labellers) if self._labeller else None,
+            labellers=objects(labellers) if self._labeller else None,
         )
         return batch, rejected
 
     def _column(self, inputs: list[Any]) -> NDArray[np.generic]:
         if self._dtype.names is None:
-            return _objects(inputs)
+            return objects(inputs)
         return np.array(inputs, dtype=self._dtype)
 
-    def _parse(self, value: bytes | None, size: int | None) -> dict[str, Any]:
-        if value is None:
-            raise _RefusedError(Reason.NO_VALUE, "the record has no value (a tombstone)")
-        limit = self._events.max_event_bytes
-        if size is not None or len(value) > limit:
-            size = len(value) if size is None else size
-            raise _RefusedError(
-                Reason.TOO_LARGE, f"{size} bytes are over events.max_event_bytes ({limit})"
-            )
-        try:
-            event = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            what = "the value is empty" if not value.strip() else f"not valid JSON: {error}"
-            raise _RefusedError(Reason.INVALID_JSON, what) from None
-        if type(event) is not dict:
-            raise _RefusedError(
-                Reason.NOT_AN_OBJECT, f"an event is a JSON object, this is {_kind(event)}"
-            )
-        return event
-
     def _name(self, event: dict[str, Any]) -> str | None:
-        if self._id is None:
-            return None
-        path, get = self._id
-        value = get(event)
-        if type(value) is str and value and len(value) <= MAX_ID:
-            return value
-        if type(value) is int:
-            return str(value)
-        raise _unfit(path, value, "the id", f"a text of 1 to {MAX_ID} characters or a whole number")
+        return None if self._id is None else read_id(self._id[0], self._id[1](event))
 
-    def _seconds(self, event: dict[str, Any], arrived: float, early: float, late: float) -> float:
+    def _seconds(self, event: dict[str, Any], timestamp: int, now: Now) -> float:
         if self._time is not None:
             path, get = self._time
-            seconds = _event_time(path, get(event))
+            seconds = event_time(path, get(event))
         else:
-            seconds = arrived
-        ahead, age = seconds - late, early - seconds
-        if ahead > self._events.max_future_seconds:
-            raise _RefusedError(
-                Reason.FUTURE,
-                f"the event's time {_iso(seconds)} is {ahead:.0f} s ahead of the clock, over"
-                f" events.max_future_seconds ({self._events.max_future_seconds:g})",
-            )
-        oldest = self._events.max_age_seconds
-        if oldest is not None and age > oldest:
-            raise _RefusedError(
-                Reason.TOO_OLD,
-                f"the event's time {_iso(seconds)} is {age:.0f} s ago, over"
-                f" events.max_age_seconds ({oldest:g})",
-            )
+            seconds = now.clock if timestamp == NO_TIME else timestamp / 1000.0
+        check_time(seconds, now, self._events)
         return seconds
 
     def _read_label(self, event: dict[str, Any]) -> str | None:
         value = self._label(event)
-        if value is _MISSING:
+        if value is MISSING:
             self._count_unlabelled()
             return None
         self._unlabelled = -1
-        if value is None:
-            return None
-        if self._numbers:
-            return self._read_number(value)
-        label = value if type(value) is str else _plain(value)
-        if label is None:
-            raise _unfit(self._label_path, value, "the label", "text, a whole number or a boolean")
-        if not label:
-            return None
-        if label not in self._labels:
-            self._admit(label)
-        return label
-
-    def _read_number(self, value: Any) -> str | None:
-        if value == "":
-            return None
-        if type(value) is not bool:
-            try:
-                return repr(_number(self._label_path, "", value))
-            except _RefusedError:
-                pass
-        raise _unfit(self._label_path, value, "the label", "a finite number")
+        return self.known.read(self._label_path, value)
 
     def _read_labeller(self, event: dict[str, Any]) -> str | None:
         """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""
         if self._labeller is None:
             return None
-        value = self._labeller(event)
-        name = value if type(value) is str else _plain(value)
-        return name if name and len(name) <= MAX_ID else None
-
-    def _admit(self, label: str) -> None:
-        """Accept a label seen for the first time, or refuse the event."""
-        if len(label) > MAX_LABEL or not label.isprintable() or not label.strip():
-            raise _RefusedError(
-                Reason.BAD_LABEL,
-                f"the label in '{self._label_path}' must be printable and at most {MAX_LABEL}"
-                f" characters, this one has {len(label)}: {_short(label)}",
-            )
-        if self._events.unknown_label == "reject":
-            raise _RefusedError(
-                Reason.UNKNOWN_LABEL,
-                f"the model has no class {_short(label)} and events.unknown_label is 'reject'",
-            )
-        if len(self._labels) >= self._events.max_labels:
-            raise _RefusedError(
-                Reason.UNKNOWN_LABEL,
-                f"{_short(label)} would be class {len(self._labels) + 1}, over events.max_labels"
-                f" ({self._events.max_labels})",
-            )
-        self._labels.add(label)
+        return read_labeller(self._labeller(event))
 
     def _count_unlabelled(self) -> None:
         if self._unlabelled < 0:
             return
         self._unlabelled += 1
-        if self._unlabelled == UNLABELLED_WARNING:
+        if self._unlabelled == UNLABELLED_WARNING and self.labels_expected:
             log.warning(
                 "none of the first %d events has the label field '%s': is fields.label right?",
                 UNLABELLED_WARNING,
                 self._label_path,
             )
+
+
+def read_object(
+    value: bytes | None, size: int | None, events: EventsConfig, read: Reader
+) -> dict[str, Any]:
+    """The fields of one record; ``size`` where the source kept only its beginning."""
+    if value is None:
+        raise RefusedError(Reason.NO_VALUE, "the record has no value (a tombstone)")
+    limit = events.max_event_bytes
+    if size is not None or len(value) > limit:
+        size = len(value) if size is None else size
+        raise RefusedError(
+            Reason.TOO_LARGE, f"{size} bytes are over events.max_event_bytes ({limit})"
+        )
+    return read(value)
+
+
+def read_id(path: str, value: Any) -> str:
+    """The id of an event."""
+    if type(value) is str and value and len(value) <= MAX_ID:
+        return value
+    if type(value) is int:
+        return str(value)
+    raise unfit(path, value, "the id", f"a text of 1 to {MAX_ID} characters or a whole number")
+
+
+def read_labeller(value: Any) -> str | None:
+    """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""
+    name = value if type(value) is str else plain(value)
+    return name if name and len(name) <= MAX_ID else None
+
+
+class Now(NamedTuple):
+    """Seconds since the epoch, by the clock, and between which bounds it is believed."""
+
+    clock: float
+    early: float
+    late: float
+
+
+class SteadyClock:
+    """A clock beside what it would show had nobody set it since the start.
+
+    A limit is exceeded if it is by both: a clock that jumps must not have the daemon refuse what
+    comes in.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._steady = clock() - time.monotonic()
+
+    def __call__(self) -> Now:
+        """The time now."""
+        now, steady = self._clock(), self._steady + time.monotonic()
+        return Now(now, min(now, steady), max(now, steady))
+
+
+def check_time(seconds: float, now: Now, events: EventsConfig) -> None:
+    """Refuse what lies too far ahead of the clock, or behind it."""
+    ahead, age = seconds - now.late, now.early - seconds
+    if ahead > events.max_future_seconds:
+        raise RefusedError(
+            Reason.FUTURE,
+            f"the event's time {_iso(seconds)} is {ahead:.0f} s ahead of the clock, over"
+            f" events.max_future_seconds ({events.max_future_seconds:g})",
+        )
+    oldest = events.max_age_seconds
+    if oldest is not None and age > oldest:
+        raise RefusedError(
+            Reason.TOO_OLD,
+            f"the event's time {_iso(seconds)} is {age:.0f} s ago, over"
+            f" events.max_age_seconds ({oldest:g})",
+        )
 
 
 def features_dtype(features: Sequence[Feature]) -> np.dtype[Any]:
@@ -351,28 +365,28 @@ def features_dtype(features: Sequence[Feature]) -> np.dtype[Any]:
     return np.dtype(list(kinds.items()))
 
 
-def _getter(path: str) -> Getter:
+def getter(path: str) -> Getter:
     """Reads a field; a dotted path reaches into objects unless the name itself has the dots."""
     if "." not in path:
-        return lambda event: event.get(path, _MISSING)
+        return lambda event: event.get(path, MISSING)
     steps = path.split(".")
 
     def get(event: dict[str, Any]) -> Any:
-        value: Any = event.get(path, _MISSING)
-        if value is not _MISSING:
+        value: Any = event.get(path, MISSING)
+        if value is not MISSING:
             return value
         value = event
         for step in steps:
             if type(value) is not dict:
-                return _MISSING
-            value = value.get(step, _MISSING)
+                return MISSING
+            value = value.get(step, MISSING)
         return value
 
     return get
 
 
 def _text_reader(paths: Sequence[str]) -> Callable[[dict[str, Any]], str]:
-    getters = [(path, _getter(path)) for path in paths]
+    getters = [(path, getter(path)) for path in paths]
 
     def read(event: dict[str, Any]) -> str:
         parts: list[str] = []
@@ -380,13 +394,13 @@ def _text_reader(paths: Sequence[str]) -> Callable[[dict[str, Any]], str]:
             value = get(event)
             if type(value) is str:
                 parts.append(value)
-            elif len(getters) == 1 or (value is not None and value is not _MISSING):
-                raise _unfit(path, value, "the text", "text")
+            elif len(getters) == 1 or (value is not None and value is not MISSING):
+                raise unfit(path, value, "the text", "text")
         if not parts:
-            raise _RefusedError(Reason.MISSING_FIELD, f"none of {', '.join(paths)} is there")
+            raise RefusedError(Reason.MISSING_FIELD, f"none of {', '.join(paths)} is there")
         text = parts[0] if len(parts) == 1 else "\n".join(parts)
         if not text or text.isspace():
-            raise _RefusedError(Reason.EMPTY_INPUT, f"the text in {', '.join(paths)} is empty")
+            raise RefusedError(Reason.EMPTY_INPUT, f"the text in {', '.join(paths)} is empty")
         return text
 
     return read
@@ -399,7 +413,7 @@ def _row_reader(
     columns = [
         (
             path := names.get(f.name, f.name),
-            _getter(path),
+            getter(path),
             f.name,
             read_value.get(f.kind, _category),
         )
@@ -411,14 +425,14 @@ def _row_reader(
         empty = True
         for path, get, name, convert in columns:
             value = get(event)
-            if value is not _MISSING and value is not None and value != "":
+            if value is not MISSING and value is not None and value != "":
                 empty = False
             try:
                 row.append(convert(path, name, value))
-            except _RefusedError as refused:
-                raise _RefusedError(refused.reason, refused.detail + hint) from None
+            except RefusedError as refused:
+                raise RefusedError(refused.reason, refused.detail + hint) from None
         if empty:
-            raise _RefusedError(Reason.EMPTY_INPUT, "every feature is missing or null")
+            raise RefusedError(Reason.EMPTY_INPUT, "every feature is missing or null")
         return tuple(row)
 
     return read
@@ -433,7 +447,7 @@ def _number(path: str, name: str, value: Any) -> float:
             number = math.inf
         if math.isfinite(number):
             return number
-    elif value is _MISSING or value is None or value == "":
+    elif value is MISSING or value is None or value == "":
         return math.nan
     elif type(value) is str and "_" not in value:
         try:
@@ -442,31 +456,42 @@ def _number(path: str, name: str, value: Any) -> float:
             number = math.nan
         if math.isfinite(number):
             return number
-    raise _unfit(path, value, f"feature '{name}'", "a finite number")
+    raise unfit(path, value, f"feature '{name}'", "a finite number")
+
+
+def _number_label(path: str, value: Any) -> str | None:
+    if value == "":
+        return None
+    if type(value) is not bool:
+        try:
+            return repr(_number(path, "", value))
+        except RefusedError:
+            pass
+    raise unfit(path, value, "the label", "a finite number")
 
 
 def _boolean(path: str, name: str, value: Any) -> float:
-    if value is _MISSING or value is None or value == "":
+    if value is MISSING or value is None or value == "":
         return math.nan
     if type(value) is str:
         value = {"true": 1, "false": 0, "1": 1, "0": 0}.get(value.lower(), value)
     if type(value) in (bool, int, float) and value in (0, 1):
         return float(value)
-    raise _unfit(path, value, f"feature '{name}'", "true or false")
+    raise unfit(path, value, f"feature '{name}'", "true or false")
 
 
 def _category(path: str, name: str, value: Any) -> str | None:
     if type(value) is str:
         return value or None
-    if value is _MISSING or value is None:
+    if value is MISSING or value is None:
         return None
-    text = _plain(value) or (repr(value) if type(value) is float else None)
+    text = plain(value) or (repr(value) if type(value) is float else None)
     if text is None:
-        raise _unfit(path, value, f"feature '{name}'", "text, a number or a boolean")
+        raise unfit(path, value, f"feature '{name}'", "text, a number or a boolean")
     return text
 
 
-def _plain(value: Any) -> str | None:
+def plain(value: Any) -> str | None:
     """Text of a boolean or whole number; a float counts if it is whole, as 3.0 for 3."""
     if type(value) is bool:
         return "true" if value else "false"
@@ -477,7 +502,7 @@ def _plain(value: Any) -> str | None:
     return None
 
 
-def _event_time(path: str, value: Any) -> float:
+def event_time(path: str, value: Any) -> float:
     """Seconds since the epoch of an ISO 8601 text or an epoch number of any usual unit."""
     if type(value) is int or type(value) is float:
         size = abs(value)
@@ -488,19 +513,19 @@ def _event_time(path: str, value: Any) -> float:
         try:
             moment = datetime.fromisoformat(value.strip())
         except ValueError:
-            raise _RefusedError(
-                Reason.BAD_TIME, f"the time in '{path}' is not ISO 8601: {_short(value)}"
+            raise RefusedError(
+                Reason.BAD_TIME, f"the time in '{path}' is not ISO 8601: {short(value)}"
             ) from None
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    elif value is _MISSING:
-        raise _RefusedError(Reason.MISSING_FIELD, f"the time '{path}' is not there")
+    elif value is MISSING:
+        raise RefusedError(Reason.MISSING_FIELD, f"the time '{path}' is not there")
     else:
-        raise _RefusedError(
+        raise RefusedError(
             Reason.BAD_TIME,
-            f"the time in '{path}' must be ISO 8601 or an epoch number, this is {_kind(value)}",
+            f"the time in '{path}' must be ISO 8601 or an epoch number, this is {kind_of(value)}",
         )
     if not FIRST_SECOND <= seconds < LAST_SECOND:
-        raise _RefusedError(
+        raise RefusedError(
             Reason.BAD_TIME, f"the time in '{path}' lies outside the years 1 to 9999: {value}"
         )
     return seconds
@@ -510,38 +535,15 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _unfit(path: str, value: Any, what: str, wanted: str) -> _RefusedError:
-    if value is _MISSING:
-        return _RefusedError(Reason.MISSING_FIELD, f"{what} '{path}' is not there")
-    return _RefusedError(
-        Reason.WRONG_TYPE, f"{what} in '{path}' must be {wanted}, this is {_kind(value)}"
-    )
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in a reader's words, without giving away long contents."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, str):
-        return f"the text {_short(value)}"
-    return str(value).lower()  # a boolean as JSON has it, or a number
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _objects(items: Sequence[Any]) -> NDArray[np.object_]:
+def objects(items: Sequence[Any]) -> NDArray[np.object_]:
+    """A column of Python objects, object [n]."""
     column = np.empty(len(items), dtype=object)
     column[:] = items
     return column
 
 
-def _rejected(records: Records, i: int, refused: _RefusedError) -> Rejected:
+def refused_record(records: Records, i: int, refused: RefusedError) -> Rejected:
+    """The i-th record, on its way to the dead letters."""
     return Rejected(
         reason=refused.reason,
         detail=refused.detail,

@@ -78,6 +78,31 @@ EMPTY = EventBatch(
 
 
 @dataclass(frozen=True, slots=True)
+class LabelBatch:
+    """``n`` labels that came by themselves, in the order they were read.
+
+    ids: object [n] of str, the events'. labels: object [n] of str. times: float64 [n], seconds
+    since the epoch. labellers: object [n] of str, or None where nobody is named.
+    """
+
+    ids: NDArray[np.object_]
+    labels: NDArray[np.object_]
+    times: NDArray[np.float64]
+    labellers: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def join(cls, parts: Sequence[LabelBatch]) -> LabelBatch:
+        """All labels of all parts, in order."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+
+NO_LABELS = LabelBatch(_NONE, _NONE, np.empty(0), _NONE)
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A record that is no event, on its way to the dead letters: the raw bytes and the reason."""
 

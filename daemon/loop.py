@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +23,27 @@ from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
-from daemon.events import EMPTY, EventBatch
+from daemon.decode import features_dtype
+from daemon.delayed import Delayed, Joined, Made
+from daemon.events import EMPTY, EventBatch, LabelBatch
+from daemon.joining import JoinError, JoinFull, Waiting
 from daemon.journal import JournalWriter
 from daemon.ledger import Ledger
 from daemon.metrics import Metrics
+from daemon.pace import Pace
 from daemon.repair import Repair
 from daemon.served import Answer, Opener, Served, right, score
+from daemon.sharing import Sharing
 from daemon.sources import Poll, Source
 from daemon.state import State
-from daemon.stream_config import FileSourceConfig
+from daemon.stream_config import FileSourceConfig, KafkaSourceConfig
 from daemon.trainer import Trainer
 from drift import Observations, Signal, diagnose
 from learn.examples import Examples
-from registry import Move, Registry, RegistryError, Request
+from registry import Move, Registry, RegistryError, Request, StorageError
+
+if TYPE_CHECKING:
+    from daemon.handover import Handover
 
 log = logging.getLogger("driftd.loop")
 
@@ -68,6 +76,7 @@ class Loop:
         actor: str = "driftd",
         clock: Clock = time,
         opener: Opener = Served.open,
+        waiting: Waiting | None = None,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -95,7 +104,20 @@ class Loop:
             actor,
             clock,
         )
+        self.pace = Pace(config.events, self.journal, self.metrics)
         self.admission = Admission(config, self.state, self.journal, self.metrics)
+        #: Where labels come on a topic of their own.
+        self.delayed: Delayed | None = None
+        labels = config.source.labels if isinstance(config.source, KafkaSourceConfig) else None
+        if waiting is not None and labels is not None:
+            parts = waiting, self.state, self.journal, self.metrics, clock
+            self.delayed = Delayed(config, labels, *parts)
+        #: Where several daemons share the model.
+        self.sharing: Sharing | None = None
+        if config.sharing.enabled:
+            seconds = config.sharing.lease_seconds
+            with_them = registry, source, self.state, self.journal, self.metrics
+            self.sharing = Sharing(*with_them, actor, seconds, _handover(config, actor))
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
         self._told = 0
@@ -123,9 +145,15 @@ class Loop:
             self.source.know(self.state.classes.names)
             if self.ledger:
                 self.ledger.restore(found.values.get("ledger", 0))
+        if self.delayed is not None:
+            self.delayed.restore(found.values.get("delayed") if found else None)
+        if self.sharing is not None:
+            self.sharing.restore(found.values.get("sharing") if found else None)
         self.follow()
-        if found:
+        if found and self.sharing is None:
             self.repair.resume()
+        elif found:
+            self.repair.resign("the daemon was restarted")
         self.source.start(self.state.positions)
         self.journal.write(
             "started",
@@ -141,6 +169,11 @@ class Loop:
             turned = self.step()
             if self.source.ended and not turned and not self.busy:
                 break
+
+    @property
+    def leads(self) -> bool:
+        """Whether this daemon trains and promotes; always, where it is alone."""
+        return self.sharing is None or self.sharing.leads
 
     @property
     def busy(self) -> bool:
@@ -159,14 +192,19 @@ class Loop:
                 self.checkpoint()
         finally:
             self.journal.write("stopped", champion=self.state.champion, reason=reason)
+            if self.sharing is not None:
+                self._resign(self.sharing)
             self.source.close()
             self.dead_letters.close()
+            if self.delayed is not None:
+                self.delayed.close()
 
     # ---------------------------------------------------------------- one turn
 
     def step(self) -> int:
         """One turn of the loop; returns the number of events taken in."""
         polled = self._poll()
+        self.pace.look(self.source.lag())
         began = time.perf_counter()
         for letter in polled.rejected:
             self.dead_letters.send(letter)
@@ -176,18 +214,31 @@ class Loop:
             self.follow()
         except RegistryError as error:
             self._survived("registry", error)
-        batch = polled.batch
+        batch, positions = polled.batch, polled.positions
+        if self.delayed is not None:
+            batch = self.delayed.meet(batch)
+        if self.sharing is not None:
+            self._share(self.sharing)
+            batch = batch.take(self.sharing.mine(batch))
+            ours = self.sharing.partitions
+            positions = {place: at for place, at in positions.items() if place in ours}
+            self.sharing.offer(batch)
+        self._torn = True
         if len(batch):
-            self._torn = True
             self.take_in(batch)
             self.metrics.batch_events().observe(len(batch))
             self.metrics.step_seconds().observe(time.perf_counter() - began)
-        self.state.positions |= polled.positions
+        if self.delayed is not None:
+            self._take_labels(self.delayed, polled.labels)
+        self.state.positions |= positions
+        if self.sharing is not None:
+            self._take_guests(self.sharing)
         self._torn = False
         try:
-            self._serve_requests()
-            self._bootstrap_if_due()
-            if self.clock.monotonic() >= self._repair_again:
+            if self.leads:
+                self._serve_requests()
+                self._bootstrap_if_due()
+            if self.leads and self.clock.monotonic() >= self._repair_again:
                 self.repair.advance(self.champion, paused=self.paused, pinned=self.pinned)
             self.follow()
         except (RegistryError, OSError) as error:
@@ -197,7 +248,7 @@ class Loop:
         self.journal.flush()
         self._checkpoint_if_due()
         self._report()
-        return len(batch) + len(polled.rejected)
+        return len(polled.batch) + len(polled.labels) + len(polled.rejected)
 
     def take_in(self, batch: EventBatch) -> None:
         """Test, then learn: one batch of events in the order they were read."""
@@ -215,35 +266,100 @@ class Loop:
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels, truth), "")
             self._note(batch, known, labels)
+            if self.delayed is not None:
+                self.delayed.keep(batch, numbers)
             state.events += len(batch)
             return
         with self.metrics.inference_seconds().time():
             answer = self.champion.answer(batch.inputs)
-        state.awaiting.remember(batch.ids[~known], answer.predicted[~known], self.champion.version)
+        if self.delayed is not None:
+            self.delayed.keep(batch, numbers, answer, self.champion)
+        else:
+            version = self.champion.version
+            state.awaiting.remember(batch.ids[~known], answer.predicted[~known], version)
+        signals = self._learn(batch, numbers, labels, truth, answer, features)
+        state.events += len(batch)
+        self._alarm(signals)
+
+    def _take_labels(self, delayed: Delayed, labels: LabelBatch) -> None:
+        """Labels that came by themselves: what they join is learned from, each event once."""
+        names = len(self.state.classes)
+        delayed.queue(labels)
+        try:
+            joined = delayed.arrive()
+            if joined is not None:
+                self._learn_later(joined)
+            delayed.sweep(self.source.caught_up)
+            delayed.waiting.flush()
+        except JoinFull as error:
+            self._survived("labels", error)
+        self._greet(self.state.classes.names[names:])
+
+    def _learn_later(self, joined: Joined) -> None:
+        state, batch = self.state, joined.events
+        labels, truth = state.read_labels(batch.labels)
+        state.past.arrived(batch.labels)
+        if self.champion is None:
+            state.memory.add(_examples(batch, joined.numbers, labels, truth), "")
+            return
+        with self.metrics.inference_seconds().time():
+            answer = joined.answer(self.champion)
+        made = dict(zip(batch.ids.tolist(), joined.made, strict=True))
+        told = [feature.name for feature in self.config.model.context]
+        features = {name: c for name, c in batch.features.items() if name not in told}
+        signals = self._learn(batch, joined.numbers, labels, truth, answer, features, made)
+        self._alarm(signals, later=True)
+
+    def _learn(
+        self,
+        batch: EventBatch,
+        numbers: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        truth: NDArray[Any],
+        answer: Answer,
+        features: dict[str, NDArray[np.generic]],
+        made: dict[str, Made | None] | None = None,
+    ) -> list[Signal]:
+        """Judge with the labels, watch, and learn; the signals of the monitors.
+
+        ``labels``: int64 [n], -1 where none is known; those that are held back become so too.
+        ``truth``: [n], see `State.read_labels`. ``made``: for events that were watched before, who
+        answered them what.
+        """
+        state, champion = self.state, self.champion
+        assert champion is not None
+        known = labels >= 0
         rows = np.flatnonzero(known)
         examples = _examples(batch, numbers, labels, truth, answer)
         who = None if batch.labellers is None else batch.labellers[rows]
-        admitted = self.admission.admit(examples, who, answer.take(rows), self.champion)
+        admitted = self.admission.admit(examples, who, answer.take(rows), champion)
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
-        self._note(batch, known, labels)
-        given, own = self._given(batch, answer, labels, truth)
+        if made is None:
+            self._note(batch, known, labels)
+        given, own = self._given(batch, answer, labels, truth, made)
         state.prequential.observe(numbers[own], right(state.scale, given[own], truth[own]))
         if state.scale:
             state.residuals.observe(given[own], truth[own])
-        self.repair.observe(batch.inputs, answer, labels, truth, given, own, self.champion)
+        self.repair.observe(batch.inputs, answer, labels, truth, given, own, champion)
         observed = self._observed(batch.times, features, answer, labels, truth)
-        signals = state.watch.observe(observed)
+        if made is None:
+            signals = state.watch.observe(observed)
+        else:
+            signals = state.watch.observe_labels(observed, numbers)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
             if not len(state.memory.anchor):
                 state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
+            if self.pace.behind:
+                learned = self.pace.learned(examples.ids)
+                examples, labels = examples.take(learned), labels.copy()
+                labels[rows[admitted][~learned]] = -1
             self._learn_online(batch, answer, labels, truth)
             self._meet_rivals(batch, answer, labels, numbers)
-            state.memory.add(examples, self.champion.encoder)
-        state.events += len(batch)
-        self._alarm(signals)
+            state.memory.add(examples, champion.encoder)
+        return signals
 
     def _note(self, batch: EventBatch, known: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
         """Into the ledger. known: bool [n], a label came; labels: int64 [n], -1 if none counts."""
@@ -270,7 +386,12 @@ class Loop:
         return Observations(embeddings, answered, parts, times, features, wrong)
 
     def _given(
-        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64], truth: NDArray[Any]
+        self,
+        batch: EventBatch,
+        answer: Answer,
+        labels: NDArray[np.int64],
+        truth: NDArray[Any],
+        known: dict[str, Made | None] | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """What was answered, [n], when each event came; and where the champion did so, bool [n].
 
@@ -280,7 +401,9 @@ class Loop:
         assert state.champion is not None
         given, own = answer.predicted.copy(), labels >= 0
         rows = np.flatnonzero(labels >= 0)
-        for row, made in zip(rows.tolist(), state.awaiting.settle(batch.ids[rows]), strict=True):
+        ids = batch.ids[rows]
+        found = state.awaiting.settle(ids) if known is None else [known[i] for i in ids]
+        for row, made in zip(rows.tolist(), found, strict=True):
             if made is None:
                 continue
             version, given[row] = made
@@ -293,7 +416,8 @@ class Loop:
         state.record(state.champion, right(state.scale, given[own], truth[own]))
         return given, own
 
-    def _alarm(self, signals: list[Signal]) -> None:
+    def _alarm(self, signals: list[Signal], *, later: bool = False) -> None:
+        """Act on the signals of a batch; ``later``: of events whose label came later."""
         for signal in signals:
             self.metrics.drift_score(signal.detector, signal.kind).set(signal.score)
             self.metrics.drift_threshold(signal.detector, signal.kind).set(signal.threshold)
@@ -303,6 +427,8 @@ class Loop:
         state = self.state
         for signal in alarmed:
             self.metrics.alarms(signal.detector, signal.kind).inc()
+        if not self.leads:
+            return  # what to do about it is the leader's to say
         if state.events < state.quiet_until and state.incident is None:
             self.journal.write(
                 "alarm-held",
@@ -314,7 +440,11 @@ class Loop:
             return
         self._told = state.events
         assert state.watch.reference is not None
-        recent = state.watch.recent
+        if later:
+            recent, numbers = state.watch.recently_labelled
+        else:
+            recent = state.watch.recent
+            numbers = np.arange(state.events - len(recent), state.events, dtype=np.int64)
         diagnosis = diagnose(
             alarmed,
             state.watch.reference,
@@ -322,8 +452,9 @@ class Loop:
             known={name: s for name, s in state.regimes.items() if name != state.champion},
             same_regime=self.config.drift.same_regime,
         )
-        first = state.events - len(recent)
-        self.repair.alarm(diagnosis, [first + position for position in diagnosis.examples])
+        ago = diagnosis.onset.events_ago
+        onset = int(numbers[-ago]) if ago else state.events
+        self.repair.alarm(diagnosis, onset, numbers[list(diagnosis.examples)].tolist())
 
     def _greet(self, names: list[str]) -> None:
         for name in names:
@@ -369,28 +500,77 @@ class Loop:
                 **rival.test.as_dict(),
             )
 
+    # ---------------------------------------------------------------- several daemons
+
+    def _share(self, sharing: Sharing) -> None:
+        """Take and give partitions, and lead or follow."""
+        try:
+            sharing.turn(self.champion, gained=self._lead, lost=self._follow_another)
+        except RegistryError as error:
+            self._survived("sharing", error)
+
+    def _take_guests(self, sharing: Sharing) -> None:
+        """What the others hand over is an event like any other, to the one that leads."""
+        try:
+            guests = sharing.guests(MAX_EVENTS)
+        except CheckpointError as error:
+            self._survived("handover", error)
+            return
+        if len(guests):
+            self.take_in(guests)
+
+    def _lead(self, term: int) -> None:
+        self.repair.lead(f"the daemon that leads changed (term {term})")
+        if self.champion is not None:
+            # It may have learned from what another has learned since, or was never committed.
+            self.state.restart_online(self.champion, anew=True)
+
+    def _follow_another(self, reason: str) -> None:
+        log.warning("this daemon no longer leads: %s", reason)
+        self.journal.write("leader-lost", term=self.registry.term, reason=reason)
+        self.repair.resign(reason)
+
+    def _resign(self, sharing: Sharing) -> None:
+        try:
+            sharing.close()
+        except StorageError as error:
+            log.warning("the lease could not be given back, another waits for its end: %s", error)
+
+    # ---------------------------------------------------------------- reading
+
     def _poll(self) -> Poll:
         try:
             if self.dead_letters.full:
                 # Read no more until the letters are away; the loop and its health go on.
+                self.source.hold()
                 self.dead_letters.flush(POLL_SECONDS)
             if self.ledger and self.ledger.full:
                 self.ledger.sync()
+            if self.sharing is not None and self.sharing.full:
+                self.sharing.hand_over()
+            if self.delayed is not None:
+                # Read no more until the disk takes what was read.
+                self.delayed.waiting.flush()
+                if self.delayed.queued:
+                    return self._hold()
             if self._finite and self.repair.trainer.running:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
                 return Poll(EMPTY, [], {})
             return self.source.poll(MAX_EVENTS, POLL_SECONDS)
-        except DeadLetterError as error:
-            self._survived("dead-letters", error)
+        except (DeadLetterError, CheckpointError) as error:
+            if isinstance(error, JoinError) and not isinstance(error, JoinFull):
+                raise
+            where = "waiting" if isinstance(error, JoinFull) else "checkpoint"
+            self._survived("dead-letters" if isinstance(error, DeadLetterError) else where, error)
             time.sleep(POLL_SECONDS)
-            return Poll(EMPTY, [], {})
-        except CheckpointError as error:
-            self._survived("checkpoint", error)
-            time.sleep(POLL_SECONDS)
-            return Poll(EMPTY, [], {})
+            return self._hold()
         finally:
             self.health.turned = time.monotonic()
+
+    def _hold(self) -> Poll:
+        self.source.hold()
+        return Poll(EMPTY, [], {})
 
     # ---------------------------------------------------------------- the alias and the operators
 
@@ -434,7 +614,7 @@ class Loop:
         self.metrics.champion(version, began)
         log.info("%s serves now (before: %s)", version, old.version if old else "none")
         self._checkpoint_or_later()
-        if removed := self.registry.collect(actor=self.actor):
+        if self.leads and (removed := self.registry.collect(actor=self.actor)):
             log.info("removed old versions: %s", ", ".join(removed))
 
     def _serve_requests(self) -> None:
@@ -480,7 +660,7 @@ class Loop:
     def _checkpoint_or_later(self) -> None:
         try:
             self.checkpoint()
-        except (CheckpointError, DeadLetterError) as error:
+        except (CheckpointError, DeadLetterError, StorageError) as error:
             # Not fatal: the old checkpoint stands and the events can be read again.
             every = self.config.checkpoint.every_seconds
             again = self.clock.monotonic() - every + RETRY_SECONDS
@@ -490,11 +670,21 @@ class Loop:
     def checkpoint(self) -> None:
         """Write a checkpoint now; dead letters are delivered first, so that none is lost."""
         self.dead_letters.flush()
+        if self.sharing is not None:
+            self.sharing.hand_over()
         began = time.perf_counter()
         values = self.state.values()
         if self.ledger:
             values["ledger"] = self.ledger.sync()
+        if self.sharing is not None:
+            values["sharing"] = self.sharing.values()
+        if self.delayed is not None:
+            values["delayed"] = self.delayed.seal()
         size = self.checkpoints.save(values, self.state.arrays())
+        if self.delayed is not None:
+            self.delayed.sealed()
+        if self.sharing is not None:
+            self.sharing.commit()
         self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
         self.metrics.checkpoint_bytes().set(size)
         self.metrics.checkpoint_timestamp().set_to_current_time()
@@ -509,7 +699,8 @@ class Loop:
     def _report(self) -> None:
         state, source = self.state, self.source
         self.metrics.source_connected().set(source.connected)
-        self.metrics.lag_seconds().set(max(0.0, self.clock.time() - self._last_time))
+        behind = 0.0 if source.caught_up else self.clock.time() - self._last_time
+        self.metrics.lag_seconds().set(max(0.0, behind))
         for window, value in self._accuracy().items():
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
@@ -627,7 +818,11 @@ class Loop:
                 **probation.test.as_dict(),
             },
             "versions": {version: asdict(record) for version, record in state.records.items()},
-            "awaiting_labels": len(state.awaiting),
+            "awaiting_labels": self.delayed.waiting.pending
+            if self.delayed
+            else len(state.awaiting),
+            "delayed_labels": self.delayed.status() if self.delayed else None,
+            "sharing": self.sharing.status() if self.sharing else None,
             "quarantine": [case.as_dict() for case in state.quarantine.cases.values()],
             "memory": state.memory.sizes(),
             "checkpoint_age_seconds": round(self.clock.monotonic() - self._checkpointed[0], 1),
@@ -650,6 +845,17 @@ class Loop:
         if state.probation:
             return "probation"
         return "watching" if state.watch.armed else "learning what is normal"
+
+
+def _handover(config: Config, owner: str) -> Handover | None:
+    source, topic = config.source, config.sharing.topic
+    if topic is None or not isinstance(source, KafkaSourceConfig):
+        return None
+    from daemon.handover import Handover
+
+    features = config.model.features if config.model.task == "tabular" else None
+    dtype = np.dtype(object) if features is None else features_dtype(features)
+    return Handover(source, config.sharing, topic, owner, dtype)
 
 
 def _examples(

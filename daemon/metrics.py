@@ -39,7 +39,10 @@ class Metrics:
         )
         self.lag_events = self._gauge("lag_events", "Events waiting in the source.")
         self.lag_seconds = self._gauge(
-            "lag_seconds", "Now minus the event time of the last event read, in seconds."
+            "lag_seconds", "Now minus the event time of the last event read; 0 where all is read."
+        )
+        self.learning_share = self._gauge(
+            "learning_share", "Share of the labelled events that is learned from; 1 but if behind."
         )
         self.source_connected = self._gauge("source_connected", "1 while the source answers.")
         self.step_seconds = self._histogram(
@@ -67,6 +70,20 @@ class Metrics:
         )
         for answered in ("champion", "earlier"):
             self.late_labels(answered)  # at 0 from the start, so that the first is an increase
+        self.delayed_labels = self._counter(
+            "delayed_labels",
+            "Labels on a topic of their own, and events that never had one, by what became of"
+            " them.",
+            "outcome",
+        )
+        self.labels_pending = self._gauge("labels_pending", "Events that wait for their label.")
+        self.labels_pending_bytes = self._gauge(
+            "labels_pending_bytes", "Size of the events that wait for their label, on disk."
+        )
+        self.labels_held = self._gauge("labels_held", "Labels that wait for their event.")
+        self.labels_oldest_pending = self._gauge(
+            "labels_oldest_pending_seconds", "How long the first of the events has waited."
+        )
         self.inference_seconds = self._histogram(
             "inference_seconds", "The daemon's forward pass of one batch.", LATENCY
         )
@@ -132,6 +149,19 @@ class Metrics:
         self.probation = self._gauge("probation", "1 while a promotion is on probation.")
         self.paused = self._gauge("paused", "1 while learning is paused.")
         self.pinned = self._gauge("pinned", "1 while the champion is pinned.")
+        # Daemons that share the model.
+        self.leader = self._gauge("leader", "1 while this daemon leads: it trains and promotes.")
+        self.leader_term = self._gauge("leader_term", "Term of the present leader, as last seen.")
+        self.partitions = self._gauge("partitions", "Partitions that this daemon reads.")
+        self.partition_moves = self._counter(
+            "partition_moves", "Partitions that moved between daemons.", "what"
+        )
+        self.handovers = self._counter(
+            "handovers", "Events handed over to the leader, and taken from the others.", "what"
+        )
+        self.members = self._gauge(
+            "members", "Daemons that told the leader of themselves lately; the leader's to say."
+        )
         # The daemon itself.
         self.checkpoint_timestamp = self._gauge(
             "checkpoint_timestamp_seconds", "When the last checkpoint was written."

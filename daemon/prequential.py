@@ -31,7 +31,7 @@ class Prequential:
         self._outcomes = np.zeros(window, dtype=np.bool_)
 
     def observe(self, numbers: NDArray[np.int64], right: NDArray[np.bool_]) -> None:
-        """Count labelled events: their ascending numbers, int64 [m], and outcomes, bool [m]."""
+        """Count labelled events: their numbers, int64 [m], and outcomes, bool [m]."""
         window = len(self._outcomes)
         slots = (self.labelled + np.arange(len(right)))[-window:] % window
         self._numbers[slots] = numbers[-window:]
@@ -62,12 +62,12 @@ class Prequential:
         return float(last.mean()) if len(last) else float("nan")
 
     def since(self, number: int) -> NDArray[np.bool_]:
-        """Bool [m]: outcomes of the labelled events from ``number`` on, oldest first.
+        """Bool [m]: outcomes of the labelled events from ``number`` on, in the order of labels.
 
         Reaches back as far as the window (8,192 labelled events by default).
         """
         numbers, outcomes = self._ordered()
-        return outcomes[np.searchsorted(numbers, number) :]
+        return outcomes[numbers >= number]  # labels that come late are not in the events' order
 
     def _ordered(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         window = len(self._outcomes)

@@ -138,10 +138,11 @@ class Repair:
             new = score(scale, given[own], truth[own])
             probation.test.observe(new, score(scale, old[own], truth[own]))
 
-    def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
+    def alarm(self, diagnosis: Diagnosis, onset: int, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
 
-        ``examples`` are the numbers of the events that show the drift best.
+        ``onset`` is the number of the event with which it began; ``examples`` are those of the
+        events that show the drift best.
         """
         state = self.state
         self.journal.write(
@@ -164,7 +165,7 @@ class Repair:
             return
         # Another regime, another chance for versions that failed in the last one.
         state.failed.clear()
-        onset = max(state.events - diagnosis.onset.events_ago, state.champion_event)
+        onset = max(onset, state.champion_event)
         self._open_incident(
             Incident(
                 id="",
@@ -283,6 +284,22 @@ class Repair:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
             self._propose(champion)
+
+    def resign(self, reason: str) -> None:
+        """Another daemon leads: what was under way is its to begin. Moves nothing."""
+        state = self.state
+        self._cancel(reason)
+        if state.trial:
+            self.journal.write("trial-dropped", version=state.trial.version, reason=reason)
+        state.trial = state.canary = state.probation = None
+        self.challenger = self.yardstick = None
+        self._close("superseded", reason)
+
+    def lead(self, reason: str) -> None:
+        """This daemon leads now: a canary that the leader before left behind is over."""
+        routing = self.registry.routing()
+        if routing.mode == "canary" and routing.actor.startswith("driftd@"):
+            self.registry.route(None, mode="off", actor=self.actor, reason=reason)
 
     def close(self) -> None:
         """End the trainer; the rung is tried again after the restart."""

@@ -183,6 +183,13 @@ class Served:
             predicted = prediction.logits[:, 0].astype(np.float64)
         return Answer(predicted, probabilities, prediction.embeddings)
 
+    def answer_from(self, embeddings: NDArray[np.float32]) -> Answer:
+        """The answer to events of which this version's encoder made ``embeddings``, [n, d]."""
+        found = softmax(embeddings @ self.weight + self.bias, axis=1)
+        probabilities = np.zeros((len(embeddings), len(self._classes)), dtype=np.float32)
+        probabilities[:, self.columns] = found
+        return Answer(self.columns[found.argmax(axis=1)], probabilities, embeddings)
+
     def judge(self, embeddings: NDArray[np.float32]) -> Opinion:
         """The opinion on embeddings, float32 [n, d], of this version's own encoder."""
         return self._judge.judge(embeddings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import signal
 import socket
 import threading
@@ -16,10 +18,12 @@ from daemon.api import ApiServer, Health, application
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
+from daemon.delayed import open_waiting
 from daemon.journal import JournalWriter
 from daemon.kubernetes import Jobs
 from daemon.loop import Loop
 from daemon.metrics import Metrics
+from daemon.stream_config import KafkaSourceConfig
 from daemon.trainer import Trainer
 from daemon.training_job import TrainingJobs
 from daemon.undeclared import open_known, undeclared
@@ -80,6 +84,7 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
     checkpoints = CheckpointStore(config.checkpoint.path / "checkpoints")
+    later = isinstance(config.source, KafkaSourceConfig) and config.source.labels is not None
     loop: Loop | None = None
 
     def status() -> dict[str, Any]:
@@ -105,7 +110,8 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
             trainer=trainer,
             metrics=metrics,
             health=health,
-            actor=f"driftd@{socket.gethostname()}",
+            actor=_actor(config),
+            waiting=open_waiting(config) if later else None,
         )
         try:
             loop.start()
@@ -116,6 +122,14 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         loop.close(reasons[0] if reasons else "the source has ended")
     finally:
         api.stop()
+
+
+def _actor(config: Config) -> str:
+    """Who moves the registry; of several daemons each process is somebody else."""
+    name = f"driftd@{socket.gethostname()}"
+    if not config.sharing.enabled:
+        return name
+    return f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def _close_after(loop: Loop, error: BaseException) -> None:

@@ -28,6 +28,7 @@ from daemon.quarantine import Quarantine
 from daemon.residuals import Residuals
 from daemon.rivals import Rivals
 from daemon.served import Classes, Served
+from daemon.stream_config import KafkaSourceConfig
 from daemon.watch import Watch
 from drift import Reference, Signature
 from learn.memory import Memory
@@ -69,7 +70,9 @@ class State:
         self.scale: NumberScale | None = None
         self.residuals = Residuals()
         self.memory = Memory(config.memory)
-        self.watch = Watch(config.drift, config.policy.settle_events)
+        source = config.source
+        later = isinstance(source, KafkaSourceConfig) and source.labels is not None
+        self.watch = Watch(config.drift, config.policy.settle_events, labels_later=later)
         self.prequential = Prequential()
         self.awaiting = Awaiting(config.probation.late_events)
         self.guard = Guard(config.guard)

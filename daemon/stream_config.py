@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from daemon.policy_config import Section
 from deploy.kafka_config import KafkaConnection, split_commas
@@ -18,12 +18,132 @@ SOURCE_KINDS = "`kafka` (a topic), `file` (JSON lines) or `stdin` (JSON lines)."
 LETTER_KINDS = "`topic` (in Kafka), `file` (JSON lines) or `none` (only logged and counted)."
 
 
-class KafkaSourceConfig(KafkaConnection):
+class SchemaRegistryConfig(Section):
+    """A Confluent schema registry, for Avro."""
+
+    url: str = Field(
+        pattern=r"^https?://\S+$", description="Where it answers, such as https://schemas:8081."
+    )
+    username: str | None = Field(default=None, description="User name for the login, if it asks.")
+    password: SecretStr | None = Field(
+        default=None, description="Password for the login; never printed."
+    )
+    password_file: Path | None = Field(
+        default=None, description="File that holds the password, such as a mounted secret."
+    )
+    tls_ca_file: Path | None = Field(
+        default=None, description="Certificate authority (PEM) that signed it; empty: system's."
+    )
+    timeout_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=30,
+        description="Longest wait for one answer. A schema is asked for once; the loop waits.",
+    )
+
+    @model_validator(mode="after")
+    def _login_complete(self) -> SchemaRegistryConfig:
+        given = (self.password is not None) + (self.password_file is not None)
+        if given != (self.username is not None):
+            raise ValueError("username and one of password, password_file belong together")
+        return self
+
+    def secret(self) -> str | None:
+        """The password. Raises OSError if its file is away."""
+        if self.password_file is not None:
+            return self.password_file.read_text().strip()
+        return self.password.get_secret_value() if self.password else None
+
+
+class FormatConfig(Section):
+    """How the records of a topic are written."""
+
+    format: Literal["json", "avro", "plugin"] = Field(
+        default="json",
+        description="`json`: an object a record. `avro`: Confluent's wire format, with a schema"
+        " registry (extra `avro`). `plugin`: a decoder of your own.",
+    )
+    schema_registry: SchemaRegistryConfig | None = Field(
+        default=None, description="Where the schemas of Avro records are asked for."
+    )
+    reader_schema: Path | None = Field(
+        default=None,
+        description="File (.avsc) with the schema that Avro records are resolved to, so that"
+        " producers may add fields and rename them by alias. Empty: as they were written.",
+    )
+    decoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The plug-in: `package.module:function`, or the name of an entry point of"
+        " `driftd.decoders`. It takes the bytes of a record and returns its fields by name.",
+    )
+
+    @model_validator(mode="after")
+    def _format_complete(self) -> FormatConfig:
+        if (self.decoder is not None) != (self.format == "plugin"):
+            raise ValueError("format: plugin and decoder belong together")
+        if self.format != "avro" and (self.schema_registry or self.reader_schema):
+            raise ValueError("schema_registry and reader_schema need format: avro")
+        return self
+
+
+class LabelsConfig(FormatConfig):
+    """Labels that come later than their events, on a topic of their own on the same cluster.
+
+    Both are joined by the event's id (`fields.id`), within a window that is kept on disk beside the
+    checkpoints.
+    """
+
+    topic: str = Field(
+        min_length=1, max_length=249, description="Topic of the labels; one label a record."
+    )
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field of a label's record with the event's id; empty: `fields.id`.",
+    )
+    label: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field of a label's record with the true class; empty: `fields.label`.",
+    )
+    labeller: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field of a label's record that says who gave it; empty: `fields.labeller`.",
+    )
+    time: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field of a label's record with the time at which it was given: of two labels"
+        " of one event the later counts. Empty: the record's own time.",
+    )
+    window_seconds: float = Field(
+        default=7 * 86_400.0,
+        gt=0,
+        description="How long an event waits for its label, and a label for its event. A week"
+        " covers most reviews; an event whose window ran out is not learned from.",
+    )
+    max_events: int = Field(
+        default=200_000,
+        ge=1,
+        description="Most events that wait for their label; beyond, the oldest wait no longer. As"
+        " many labels may wait for their event, and as many ids are remembered after it.",
+    )
+    max_bytes: int = Field(
+        default=1024**3,
+        ge=1024,
+        description="Most bytes on disk of the events that wait: their input, and its embedding,"
+        " so that it is not encoded twice (1.5 KiB an event for a MiniLM).",
+    )
+
+
+class KafkaSourceConfig(KafkaConnection, FormatConfig):
     """Events from a Kafka topic."""
 
     kind: Literal["kafka"] = Field(description=SOURCE_KINDS)
     topic: str = Field(
-        min_length=1, max_length=249, description="Topic to read; one event a record, as JSON."
+        min_length=1, max_length=249, description="Topic to read; one event a record."
     )
     group: str | None = Field(
         default=None,
@@ -51,6 +171,10 @@ class KafkaSourceConfig(KafkaConnection):
         default="read_committed",
         description="Whether records of aborted transactions are skipped. They never happened, so"
         " nothing should be learned from them.",
+    )
+    labels: LabelsConfig | None = Field(
+        default=None,
+        description="Where labels come from, if not with their events. Empty: in the events.",
     )
 
 
@@ -146,6 +270,57 @@ class EventsConfig(Section):
         ge=2,
         description="Most classes that a model may grow to; beyond, new labels are refused. Stops"
         " a wrong label field, such as an id, from growing a class an event.",
+    )
+    behind_events: int | None = Field(
+        default=None,
+        ge=1,
+        description="Events that wait in the source from which on only a sample is learned from, so"
+        " that predicting and watching catch up. Empty: all are, however far behind; a topic"
+        " waits.",
+    )
+    behind_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the labelled events that is learned from while behind.",
+    )
+
+
+class SharingConfig(Section):
+    """Several daemons of one model, in one consumer group: one leads, all observe."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether other daemons may read the same topic for the same registry. Each has"
+        " a `checkpoint.path` of its own; partitions and what was learned from them lie in the"
+        " registry's store.",
+    )
+    lease_seconds: float = Field(
+        default=10.0,
+        ge=0.5,
+        description="How long a leader that has stopped or frozen still counts. Another takes over"
+        " after at most 1.4 times as long. Shorter: more writes to the registry's store, one each"
+        " third of it.",
+    )
+    topic: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        description="Topic through which the daemons hand labelled events and their counts over to"
+        " the leader, on the source's cluster; make it with `cleanup.policy=compact`. Empty: the"
+        " leader learns from its own partitions only.",
+    )
+    handover_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of the labelled events that is handed over, by a hash of their id. The"
+        " leader learns from these and from all of its own.",
+    )
+    handover_slots: int = Field(
+        default=2000,
+        ge=1,
+        description="Events of each partition that the topic keeps for a leader that is new.",
     )
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.config import Config, ConfigError, Problem, disagreements
 from daemon.decode import Decoder, Records
-from daemon.events import EMPTY, EventBatch, Rejected
+from daemon.events import EMPTY, NO_LABELS, EventBatch, LabelBatch, Rejected
 from daemon.inference import Inferred, infer
-from daemon.sources import Partition, Poll, Source, SourceError, open_source
+from daemon.sources import Partition, Poll, Source, SourceError, event_reader, open_source
 from daemon.sources.source import Positions
 from daemon.yaml_lines import dotted
 from learn.config import HALF_LIVES, FeatureConfig, ModelConfig
@@ -90,7 +90,12 @@ def open_known(
     if features := remembered(registry, checkpoints):
         known = with_features(config, features)
         decoder = Decoder(
-            config.fields, config.events, features, hint=HINT, numbers=config.model.number
+            config.fields,
+            config.events,
+            features,
+            hint=HINT,
+            numbers=config.model.number,
+            read=event_reader(config),
         )
         return known, open_source(known, decoder)
     source = Undeclared(config)
@@ -131,8 +136,8 @@ class Keeping(Decoder):
     """Keeps records as they are until it is told the columns of the table."""
 
     def __init__(self, config: Config) -> None:
-        numbers = config.model.number
-        super().__init__(config.fields, config.events, (), hint=HINT, numbers=numbers)
+        numbers, read = config.model.number, event_reader(config)
+        super().__init__(config.fields, config.events, (), hint=HINT, numbers=numbers, read=read)
         self.kept = Records()
         self.labelled: list[dict[str, Any]] = []
         self.unlabelled: list[dict[str, Any]] = []
@@ -142,8 +147,10 @@ class Keeping(Decoder):
         """See `Decoder.decode`; nothing at all before `declare`."""
         if self._declared:
             return super().decode(records)
-        for i, value in enumerate(records.values):
-            event = self.glance(value, records.oversized.get(i))
+        glances = [
+            self.glance(value, records.oversized.get(i)) for i, value in enumerate(records.values)
+        ]
+        for event in glances:
             if event is not None:
                 known = self.has_label(event)
                 (self.labelled if known else self.unlabelled).append(event)
@@ -172,6 +179,8 @@ class Undeclared:
         self._source = open_source(config, self._decoder)
         self._started = False
         self._moved: dict[Partition, int] = {}
+        self._rejected: list[Rejected] = []  # of the labels' topic
+        self._labels = NO_LABELS
         self._first: Poll | None = None
 
     def infer(self, stop: threading.Event, health: Health | None) -> Inferred | None:
@@ -183,7 +192,11 @@ class Undeclared:
                 break
             if stop.is_set():
                 return None
-            self._moved |= self._source.poll(AT_ONCE, POLL_SECONDS).positions
+            polled = self._source.poll(AT_ONCE, POLL_SECONDS)
+            self._moved |= polled.positions
+            self._rejected += polled.rejected
+            if len(polled.labels):
+                self._labels = LabelBatch.join([self._labels, polled.labels])
             if health is not None:
                 health.turned = time.monotonic()
                 health.why = f"no features yet: {seen} of {want} labelled events to infer them from"
@@ -191,7 +204,9 @@ class Undeclared:
         if not found.features:
             why = "; ".join(found.notes) or "there were no events"
             raise SourceError(f"no features could be inferred ({why}): declare model.features")
-        self._first = Poll(*decoder.declare(found.features), dict(self._moved))
+        batch, rejected = decoder.declare(found.features)
+        rejected = self._rejected + rejected
+        self._first = Poll(batch, rejected, dict(self._moved), self._labels)
         return found
 
     @property
@@ -203,6 +218,11 @@ class Undeclared:
     def ended(self) -> bool:
         """See `Source.ended`."""
         return self._first is None and self._source.ended
+
+    @property
+    def caught_up(self) -> bool:
+        """See `Source.caught_up`."""
+        return self._first is None and self._source.caught_up
 
     def start(self, positions: Positions) -> None:
         """See `Source.start`; a second call is the loop's, which has nothing to resume from."""
@@ -216,6 +236,22 @@ class Undeclared:
             first, self._first = self._first, None
             return first
         return self._source.poll(max_events, timeout)
+
+    def hold(self) -> None:
+        """See `Source.hold`."""
+        self._source.hold()
+
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """See `Source.moves`."""
+        return self._source.moves()
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """See `Source.begin`."""
+        self._source.begin(place, position)
+
+    def leave(self, place: Partition) -> None:
+        """See `Source.leave`."""
+        self._source.leave(place)
 
     def positions(self) -> dict[Partition, int]:
         """See `Source.positions`."""

@@ -42,9 +42,12 @@ Arrays = dict[str, NDArray[np.generic]]
 class Watch:
     """Collects a reference, fits the monitors, observes."""
 
-    def __init__(self, config: DriftConfig, settle_events: int) -> None:
+    def __init__(
+        self, config: DriftConfig, settle_events: int, *, labels_later: bool = False
+    ) -> None:
         self.config = config
         self.settle_events = settle_events
+        self.labels_later = labels_later
         self.space = ""
         self.estimate = AccuracyEstimate(minimum=config.reference_minimum)
         self.monitors: Monitors | None = None
@@ -55,6 +58,9 @@ class Watch:
         self.estimated_accuracy: Interval | None = None
         self._gathered: list[Observations] = []
         self._recent: list[Observations] = []
+        #: Where labels come later: the last events whose label has come, and their numbers.
+        self._labelled: list[Observations] = []
+        self._numbers: list[NDArray[np.int64]] = []
 
     @property
     def armed(self) -> bool:
@@ -79,6 +85,11 @@ class Watch:
         """The last observations since armed, at most about 1,500: what a diagnosis looks at."""
         return Observations.join(self._recent)
 
+    @property
+    def recently_labelled(self) -> tuple[Observations, NDArray[np.int64]]:
+        """The same of the events that `observe_labels` saw, and their numbers, int64 [n]."""
+        return Observations.join(self._labelled), np.concatenate(self._numbers)
+
     def observe(self, batch: Observations) -> list[Signal]:
         """Take in a batch; the signals, empty while the reference is being gathered."""
         if self.monitors is not None:
@@ -86,10 +97,29 @@ class Watch:
             self.estimated_accuracy = self._estimated()
             self.signals = self.monitors.observe(batch)
             return self.signals
+        # An event whose label comes later is gathered then, and once.
+        self._gather(batch.take(batch.labelled) if self.labels_later else batch)
+        return []
+
+    def observe_labels(self, batch: Observations, numbers: NDArray[np.int64]) -> list[Signal]:
+        """Labels came of events that `observe` saw without; their numbers are int64 [n]."""
+        if self.monitors is None:
+            self._gather(batch)
+            return []
+        self._labelled.append(batch)
+        self._numbers.append(numbers)
+        while sum(map(len, self._labelled[1:])) >= RECENT_EVENTS:
+            self._labelled.pop(0)
+            self._numbers.pop(0)
+        self.signals = self.monitors.observe(batch, again=True)
+        return self.signals
+
+    def _gather(self, batch: Observations) -> None:
+        if not len(batch):
+            return
         self._gathered.append(batch)
         if self.gathered >= max(self.settle_events, self.config.reference_minimum):
             self._arm(Observations.join(self._gathered))
-        return []
 
     def _estimated(self) -> Interval | None:
         if not self._recent or not self.estimate.fitted:
@@ -120,6 +150,7 @@ class Watch:
         self.estimated_accuracy = None
         self._gathered = []
         self._recent = []
+        self._labelled, self._numbers = [], []
 
     def adopt(self, reference: Reference) -> None:
         """What was normal for a champion that is back is normal again: watch from the next event.
@@ -173,17 +204,28 @@ class Watch:
         if self.monitors is not None and self.reference is not None:
             arrays |= prefixed("reference", self.reference.arrays())
             arrays |= prefixed("monitors", self.monitors.state())
-        for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
+        for name, batches in self._kept():
             if batches:
                 arrays |= prefixed(name, Observations.join(batches).arrays())
+        if self._numbers:
+            arrays["numbers"] = np.concatenate(self._numbers)
         return arrays
+
+    def _kept(self) -> tuple[tuple[str, list[Observations]], ...]:
+        return (
+            ("gathered", self._gathered),
+            ("recent", self._recent),
+            ("labelled", self._labelled),
+        )
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on exactly where `state` was taken; with changed settings, from the reference."""
         self.rearm(state["space"].tobytes().decode() if "space" in state else "")
-        for name, batches in (("gathered", self._gathered), ("recent", self._recent)):
+        for name, batches in self._kept():
             if columns := under(name, state):
                 batches.append(Observations.from_arrays(columns))
+        if "numbers" in state:
+            self._numbers.append(state["numbers"].astype(np.int64))
         if not bool(state["armed"]):
             return
         self.reference = Reference.from_arrays(under("reference", state))

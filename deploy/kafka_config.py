@@ -66,6 +66,9 @@ class KafkaConnection(BaseModel):
     tls_key_file: Path | None = Field(
         default=None, description="Private key of the client certificate."
     )
+    tls_key_password_file: Path | None = Field(
+        default=None, description="File with the password of that key, if it has one."
+    )
     tls_check_hostname: bool = Field(
         default=True, description="Whether a broker's certificate must carry its host name."
     )
@@ -119,6 +122,8 @@ class KafkaConnection(BaseModel):
             ):
                 if path is not None:
                     options[name] = str(path)
+            if self.tls_key_password_file is not None:
+                options["ssl_password"] = self.tls_key_password_file.read_text().strip()
         if self.sasl_mechanism is not None:
             options["sasl_mechanism"] = self.sasl_mechanism
             options["sasl_plain_username"] = self.sasl_username

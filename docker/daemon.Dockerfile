@@ -10,7 +10,7 @@ RUN python -m venv /opt/driftd \
  && if [ -n "$TORCH_INDEX" ]; then \
       /opt/driftd/bin/pip install --no-cache-dir --no-compile --index-url "$TORCH_INDEX" "torch>=2.10,<2.14"; \
     fi \
- && /opt/driftd/bin/pip install --no-cache-dir --no-compile "/source[daemon,signing,s3]" \
+ && /opt/driftd/bin/pip install --no-cache-dir --no-compile "/source[daemon,avro,signing,s3]" \
  && /opt/driftd/bin/pip uninstall --yes pip
 
 FROM python:3.12-slim

@@ -153,6 +153,10 @@ RIVER: dict[str, type[ReplayedDetector]] = {
 }
 
 
+#: What measures by labels; all others by what is known when the event comes.
+LABELLED = frozenset({"error_rate", "class_mix", *RIVER})
+
+
 @dataclass(frozen=True, slots=True)
 class Distance:
     """How far a detector is from an alarm: ``share`` of the way, 1 being there.
@@ -220,8 +224,11 @@ class Monitors:
                 break
         self.detectors, self.waiting = detectors, waiting
 
-    def observe(self, batch: Observations) -> list[Signal]:
+    def observe(self, batch: Observations, *, again: bool = False) -> list[Signal]:
         """One signal from each detector, in order.
+
+        again: the events were observed before, without the labels that they have now; only what
+        looks at labels sees them.
 
         Raises NotFitted before the first `fit`, ShapeMismatch for another encoder's embeddings.
         """
@@ -230,7 +237,7 @@ class Monitors:
         return [
             Signal(d.name, d.kind, 0.0, 1.0, False, {"at": [], "waiting": self.waiting[d.name]})
             if d.name in self.waiting
-            else d.observe(batch)
+            else d.observe(NOTHING if again and d.name not in LABELLED else batch)
             for d in self.detectors
         ]
 

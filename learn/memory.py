@@ -134,6 +134,18 @@ class Memory:
         self._replay = _adopted(self._replay, row, embeddings)
         self._anchor = _adopted(self._anchor, row, embeddings)
 
+    def known(self, ids: NDArray[np.object_]) -> NDArray[np.bool_]:
+        """Bool [n]: which of these events are in memory."""
+        self._settle()
+        have = {*self._recent.ids.tolist(), *self._replay.ids.tolist(), *self._anchor.ids.tolist()}
+        return np.fromiter((i in have for i in ids), np.bool_, count=len(ids))
+
+    def lying_in(self, topic: str, partition: int) -> Examples:
+        """The recent and replayed events of one partition, in order of arrival."""
+        self._settle()
+        pool = Examples.concatenate([self._replay, self._recent])
+        return pool.take((pool.topics == topic) & (pool.partitions == partition))
+
     def take_out(self, ids: NDArray[np.object_]) -> Examples:
         """Forget the events of these ids, but for the anchor; what there was of them."""
         self._settle()
@@ -147,6 +159,25 @@ class Memory:
         self._recent, self._replay = parts
         self._judging = None
         return Examples.concatenate(found)
+
+    def relabel(self, labels: Mapping[str, int]) -> int:
+        """Correct the labels of events by their id; how many of them are in memory."""
+        self._settle()
+        found: set[str] = set()
+
+        def corrected(part: Examples) -> Examples:
+            mine = [i for i, event_id in enumerate(part.ids) if event_id in labels]
+            if not mine:
+                return part
+            truth = part.labels.copy()
+            truth[mine] = [labels[part.ids[i]] for i in mine]
+            found.update(part.ids[mine])
+            return part.relabelled(truth)
+
+        self._recent = corrected(self._recent)
+        self._replay = corrected(self._replay)
+        self._anchor = corrected(self._anchor)
+        return len(found)
 
     def recent(self, limit: int, since: int = 0, training: bool = False) -> Examples:
         """The newest events from arrival ``since`` on; ``training``: without the held-out ones."""

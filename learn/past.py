@@ -114,6 +114,11 @@ class Past:
                 self._labels = [label, *self._labels[:-1]]
         return table
 
+    def arrived(self, labels: NDArray[np.object_]) -> None:
+        """Labels came, object [n] of str in their order, of events that were extended before."""
+        for label in labels.tolist()[-len(self._labels) or None :]:
+            self._labels = [label, *self._labels[:-1]] if self._labels else []
+
     def values(self) -> list[str | None]:
         """The JSON-able half of the state: the last labels, newest first."""
         return list(self._labels)

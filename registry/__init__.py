@@ -5,6 +5,7 @@ Registry        publish, version, path (digests checked), promote, rollback, pin
 State           champion, challenger, previous, controls: one document under compare-and-swap
 Manifest        lineage, labels, input schema, metrics, digest of every file of a version
 Routing         which traffic a challenger sees: shadow, canary; Traffic is what servers counted
+Lease           who leads, where several daemons share the model
 Journal         append-only rows: every move, who, when, why, from, to
 
 Imports no other room; several processes may use one registry at once.
@@ -21,15 +22,18 @@ from .errors import (
     RegistryError,
     Repeated,
     StorageError,
+    Superseded,
     Untrusted,
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lease import Lease
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
 from .registry import Registry, Request, Sound, Version, open_registry
 from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
+from .store import Store
 
 __all__ = [
     "MODES",
@@ -41,6 +45,7 @@ __all__ = [
     "FileEntry",
     "Invalid",
     "Journal",
+    "Lease",
     "Manifest",
     "ManifestDraft",
     "Mode",
@@ -57,7 +62,9 @@ __all__ = [
     "Sound",
     "State",
     "StorageError",
+    "Store",
     "Stretch",
+    "Superseded",
     "Traffic",
     "Untrusted",
     "Version",

@@ -38,6 +38,10 @@ class Repeated(RegistryError):
         self.row = row
 
 
+class Superseded(Conflict):
+    """A daemon that led before, or was frozen meanwhile, is not the leader any more."""
+
+
 class PinnedError(RegistryError):
     """An operator has frozen what serves."""
 

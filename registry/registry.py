@@ -29,9 +29,11 @@ from .errors import (
     RegistryError,
     Repeated,
     StorageError,
+    Superseded,
     Withdrawn,
 )
 from .journal import Journal, Row
+from .lease import Lease
 from .lineage import Stretch, alike, moment, newest_event
 from .manifest import MANIFEST, RESERVED, SIGNATURE, FileEntry, Manifest, ManifestDraft
 from .routing import MODES, ROUTING, TRAFFIC, Mode, Routing, Traffic
@@ -45,6 +47,7 @@ log = logging.getLogger("driftd.registry")
 EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
 REMEMBERED = 10_000  # rows back in the journal that an order's request id is looked for
 _SETTLED_NS = 1_000_000_000
+LEASE = "leader.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -87,7 +90,14 @@ class Registry:
         self._store = store
         self._trust = Trust(config.trusted_keys) if config.trusted_keys else None
         self._manifests: dict[str, Manifest] = {}
+        #: Where several daemons share the model: the term in which this process leads.
+        self.term: int | None = None
         self._journalled: Move | None = None  # the newest move whose row is known to be there
+
+    @property
+    def store(self) -> Store:
+        """Where it lies, for what daemons that share a model keep beside it."""
+        return self._store
 
     # ---------------------------------------------------------------- versions
 
@@ -362,6 +372,20 @@ class Registry:
 
         return self._move("rollback", actor, reason, change, request_id)
 
+    def lease(self, owner: str, seconds: float) -> Lease:
+        """A contender for leading the daemons that share this model."""
+        return Lease(self._store, LEASE, owner, seconds)
+
+    def lead(self, term: int, *, actor: str) -> State:
+        """Moves of this process count as the leader's of ``term``, and of no older one any more.
+
+        Raises `Superseded` if a later term has begun.
+        """
+        self.term = term
+        return self._move(
+            "leader", actor, f"leads in term {term}", lambda state: replace(state, term=term)
+        )
+
     def set_challenger(self, version: str | None, *, actor: str, reason: str) -> State:
         """Name the version that wants to serve, or none."""
         if version is not None:
@@ -410,6 +434,7 @@ class Registry:
                     f"{before.mode} of {before.challenger}"
                 )
             state = self.state()
+            self._fence(state)
             champion = state.champion
             if mode == "canary" and state.pinned:
                 raise PinnedError(f"{champion} is pinned ({state.pinned.reason}): unpin first")
@@ -592,6 +617,7 @@ class Registry:
         while True:
             document = self._store.read(STATE)
             before = self._parsed(document)
+            self._fence(before)
             self._write_row(before)
             if request_id is not None:
                 # All moves up to ``before`` have their rows; one after it makes the swap fail.
@@ -625,6 +651,12 @@ class Registry:
                 )
         return since
 
+    def _fence(self, state: State) -> None:
+        if self.term is not None and state.term > self.term:
+            raise Superseded(
+                f"another daemon leads in term {state.term}; this one did in term {self.term}"
+            )
+
     def _write_row(self, state: State) -> None:
         """Make sure the journal has the row of the state's last move."""
         move = state.move
@@ -649,6 +681,8 @@ class Registry:
             }
             if move.request_id is not None:
                 row["request_id"] = move.request_id
+            if move.kind == "leader":
+                row["term"] = state.term
             if move.kind == "collected":
                 row["versions"] = list(state.removed)
             if self._store.append(lambda seq, row=row: seal({"seq": seq, **row}), after=last):  # type: ignore[misc]

@@ -43,7 +43,8 @@ class State:
     """Who serves. ``chain``: earlier champions, the latest last; rollback goes back along it.
 
     ``removed``: what retention is taking away; no alias can move there any more. ``move`` is the
-    last change of any kind, ``champion_move`` the last that changed who serves.
+    last change of any kind, ``champion_move`` the last that changed who serves. ``term``: of the
+    daemon that leads, where several share a model; one of an older term moves nothing more.
     """
 
     generation: int = 0
@@ -56,6 +57,7 @@ class State:
     paused: Control | None = None
     move: Move | None = None
     champion_move: Move | None = None
+    term: int = 0
 
     @property
     def previous(self) -> str | None:
@@ -68,7 +70,10 @@ class State:
 
     def to_bytes(self) -> bytes:
         """The document; the inverse of `from_bytes`."""
-        return seal({"schema": SCHEMA, **asdict(self)}, indent=True)
+        values = asdict(self)
+        if not self.term:
+            del values["term"]  # an older driftd reads it then
+        return seal({"schema": SCHEMA, **values}, indent=True)
 
     @classmethod
     def from_bytes(cls, data: bytes, location: str) -> State:

@@ -58,3 +58,24 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self._key, hashes.SHA256())
         )
+
+
+PASSWORD = b"a password"
+
+
+def certificates(folder: Path) -> dict[str, Path]:
+    """ca; server, server_key; client, client_key (encrypted, see password)."""
+    folder.mkdir(exist_ok=True)
+    authority = Authority(folder, "a test")
+    server, server_key = authority.issue("server")
+    client, client_key = authority.issue("client", PASSWORD)
+    password = folder / "password"
+    password.write_bytes(PASSWORD)
+    return {
+        "ca": authority.ca,
+        "server": server,
+        "server_key": server_key,
+        "client": client,
+        "client_key": client_key,
+        "password": password,
+    }

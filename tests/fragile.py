@@ -2,8 +2,10 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 from typing import Literal
 
 
@@ -16,9 +18,16 @@ class TcpProxy:
     def __init__(self, port: int, target: int) -> None:
         self.port, self.target = port, target
         self.mode: Literal["pass", "stall"] = "pass"
+        self._context: ssl.SSLContext | None = None
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+
+    def tls(self, ca: Path, certificate: Path, key: Path) -> None:
+        """From `start` on speak TLS, and ask clients for a certificate that ``ca`` has signed."""
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
+        self._context.load_cert_chain(certificate, key)
+        self._context.verify_mode = ssl.CERT_REQUIRED
 
     def start(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -48,6 +57,14 @@ class TcpProxy:
                 near, _ = listener.accept()
             except OSError:
                 return
+            if self._context is not None:
+                try:
+                    near.settimeout(5)
+                    near = self._context.wrap_socket(near, server_side=True)
+                    near.settimeout(None)
+                except OSError:  # ssl.SSLError is one
+                    near.close()
+                    continue
             try:
                 far = socket.create_connection(("127.0.0.1", self.target), timeout=2)
             except OSError:

@@ -148,7 +148,7 @@ def _try_out(config: Config) -> list[tuple[str, str]]:
         else:
             from daemon.sources.kafka import probe
 
-            found += [("source", message) for message in probe(config.source)]
+            found += [("source", message) for message in probe(config.source, config.sharing.topic)]
     elif isinstance(config.source, FileSourceConfig) and not config.source.path.is_file():
         found.append(("source.path", f"there is no file {config.source.path}"))
     folders = [("checkpoint.path", config.checkpoint.path)]

@@ -141,6 +141,8 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("errors", _errors(found.get("errors") or {})),
         ("rivals", _rivals(found.get("rivals") or {})),
         ("source", _source(source) if source else None),
+        ("sharing", _sharing(found.get("sharing"))),
+        ("labels", _labels(found.get("delayed_labels"))),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
         ("trial", _trial(found.get("trial"))),
@@ -205,6 +207,25 @@ def _source(source: dict[str, Any]) -> str:
     lag = source.get("lag_events")
     behind = "lag unknown" if lag is None else f"{lag:,} events behind"
     return f"{'connected' if source.get('connected') else 'away'}, {behind}"
+
+
+def _sharing(sharing: dict[str, Any] | None) -> str | None:
+    """Of several daemons."""
+    if not sharing:
+        return None
+    leader = "leads" if sharing.get("leads") else f"follows {sharing.get('leader') or 'nobody'}"
+    numbers = ", ".join(str(place[1]) for place in sharing.get("partitions") or ()) or "none"
+    return f"{leader} in term {sharing.get('term', 0)}; partitions: {numbers}"
+
+
+def _labels(labels: dict[str, Any] | None) -> str | None:
+    """Of a topic of their own."""
+    if not labels:
+        return None
+    ends = ("early", "joined", "late", "never", "corrected", "repeated", "unmatched")
+    counts = ", ".join(f"{labels[end]:,} {end}" for end in ends if labels.get(end))
+    waits = f"{labels.get('pending', 0):,} events wait, {labels.get('held', 0):,} labels"
+    return f"{waits}; {counts}" if counts else waits
 
 
 def _incident(incident: dict[str, Any] | None) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.config import Config
+from daemon.decode import objects
 from daemon.events import EMPTY, EventBatch
 from daemon.sources import Partition, Poll, Source, SourceError, open_source
 from daemon.sources.source import Positions
@@ -65,11 +66,13 @@ def read(config: Config, rate: float | None = None) -> Recording:
     """
     source = open_source(config)
     batches, rejected, quiet = [], 0, 0
+    later: dict[str, str] = {}  # labels that came on a topic of their own
     source.start({})
     try:
         while not source.ended and quiet < QUIET_POLLS:
             found = source.poll(READ_EVENTS, READ_SECONDS)
             rejected += len(found.rejected)
+            later |= zip(found.labels.ids.tolist(), found.labels.labels.tolist(), strict=True)
             if len(found.batch):
                 batches.append(found.batch)
             read_up = source.connected and source.lag() in (0, None)
@@ -79,6 +82,9 @@ def read(config: Config, rate: float | None = None) -> Recording:
     if not batches:
         raise SourceError("there are no events to replay: nothing in the source could be decoded")
     events = EventBatch.join(batches)
+    if later:
+        pairs = zip(events.ids.tolist(), events.labels.tolist(), strict=True)
+        events = replace(events, labels=objects([later.get(i, label) for i, label in pairs]))
     timed = config.fields.time is not None or isinstance(config.source, KafkaSourceConfig)
     if rate is None and not timed:
         raise SourceError(
@@ -181,6 +187,11 @@ class Player(Source):
         """Whether every event that has arrived was handed out."""
         return self._next >= self._released
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether every event that has arrived was handed out."""
+        return self.ended
+
     def arrive(self, until: int) -> None:
         """Let time pass until the event before position ``until`` has arrived."""
         self.clock.now = float(self.recording.clock[until - 1])
@@ -199,6 +210,9 @@ class Player(Source):
         self._next = end
         return Poll(batch, [], {PLAYED: end})
 
+    def hold(self) -> None:
+        """Nothing needs to be kept alive."""
+
     def positions(self) -> dict[Partition, int]:
         """How many events were handed out."""
         return {PLAYED: self._next}
@@ -216,6 +230,16 @@ class Player(Source):
 
     def know(self, labels: Iterable[str]) -> None:
         """The events are decoded already: nothing to tell."""
+
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Nothing of it is shared."""
+        return set(), set()
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Nothing of it is shared."""
+
+    def leave(self, place: Partition) -> None:
+        """Nothing of it is shared."""
 
     def close(self) -> None:
         """Nothing is held open."""

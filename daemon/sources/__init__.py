@@ -11,14 +11,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.decode import Decoder
+from daemon.decode_labels import LabelDecoder
+from daemon.formats import FormatError, Reader, open_reader, read_json
 from daemon.sources.jsonl import LinesSource
 from daemon.sources.source import Partition, Poll, Source, SourceError
-from daemon.stream_config import KafkaSourceConfig
+from daemon.stream_config import KafkaSourceConfig, LabelsConfig
 
 if TYPE_CHECKING:
     from daemon.config import Config
 
-__all__ = ["LinesSource", "Partition", "Poll", "Source", "SourceError", "open_source"]
+__all__ = [
+    "LinesSource",
+    "Partition",
+    "Poll",
+    "Source",
+    "SourceError",
+    "event_reader",
+    "open_source",
+]
 
 
 def open_source(config: Config, decoder: Decoder | None = None) -> Source:
@@ -27,13 +37,42 @@ def open_source(config: Config, decoder: Decoder | None = None) -> Source:
     ``decoder``: another than the one for the declared features.
     """
     features = config.model.features if config.model.task == "tabular" else None
+    source = config.source
     decoder = decoder or Decoder(
-        config.fields, config.events, features, numbers=config.model.number
+        config.fields,
+        config.events,
+        features,
+        numbers=config.model.number,
+        read=event_reader(config),
     )
     decoder.know(config.model.labels or ())
-    source = config.source
     if isinstance(source, KafkaSourceConfig):
         from daemon.sources.kafka import KafkaSource
 
-        return KafkaSource(source, decoder, group=source.group or f"driftd-{config.name}")
+        group = source.group or f"driftd-{config.name}"
+        labels = None
+        if source.labels is not None:
+            decoder.labels_expected = False
+            labels = _label_decoder(config, source, source.labels, decoder)
+        shared = config.sharing.enabled
+        return KafkaSource(source, decoder, group=group, labels=labels, shared=shared)
     return LinesSource(source, decoder, max_bytes=config.events.max_event_bytes)
+
+
+def event_reader(config: Config) -> Reader:
+    """What reads the records of the source's events. Raises `SourceError`."""
+    source = config.source
+    try:
+        return open_reader(source) if isinstance(source, KafkaSourceConfig) else read_json
+    except FormatError as error:
+        raise SourceError(str(error)) from error
+
+
+def _label_decoder(
+    config: Config, source: KafkaSourceConfig, labels: LabelsConfig, decoder: Decoder
+) -> LabelDecoder:
+    try:
+        read = open_reader(labels, source.schema_registry)
+    except FormatError as error:
+        raise SourceError(f"source.labels: {error}") from error
+    return LabelDecoder(config.fields, config.events, labels, decoder.known, read=read)

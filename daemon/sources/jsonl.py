@@ -56,6 +56,11 @@ class LinesSource:
         """Whether the last line was returned; never for a followed file."""
         return self._at_end and not self._follow and not self._lines
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether the end of the file was seen."""
+        return self._at_end and not self._lines
+
     def start(self, positions: Positions) -> None:
         """Open the file and go to the line after the last one that was learned from."""
         self._next = positions.get(self._partition, 0)
@@ -94,6 +99,9 @@ class LinesSource:
         batch, rejected = self._decoder.decode(records)
         return Poll(batch, rejected, {self._partition: self._next} if self._next > before else {})
 
+    def hold(self) -> None:
+        """Nothing needs to be kept alive."""
+
     def positions(self) -> dict[Partition, int]:
         """The line number to read next."""
         return {self._partition: self._next}
@@ -112,6 +120,16 @@ class LinesSource:
     def know(self, labels: Iterable[str]) -> None:
         """Tell the decoder which classes the model has."""
         self._decoder.know(labels)
+
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Nothing of it is shared."""
+        return set(), set()
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Nothing of it is shared."""
+
+    def leave(self, place: Partition) -> None:
+        """Nothing of it is shared."""
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""Events from a Kafka topic, through outages and rebalances.
+"""Events from a Kafka topic, and labels from another, through outages and rebalances.
 
 The checkpoint's positions are the truth: every partition that is assigned is sought to its
 position, and the offsets committed to the group are only a copy for lag tools and for a partition
@@ -14,11 +14,15 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
 from daemon.decode import Decoder, Records
+from daemon.decode_labels import LabelDecoder
+from daemon.events import EMPTY, NO_LABELS
+from daemon.formats import FormatAway
 from daemon.sources.source import Partition, Poll, Positions, SourceError
 from daemon.stream_config import KafkaSourceConfig
 
@@ -50,11 +54,26 @@ HOPELESS: dict[type[KafkaError], str] = {
 
 
 class KafkaSource:
-    """One topic, read as a member of a consumer group."""
+    """One topic, and that of its labels, read by one member of a consumer group."""
 
-    def __init__(self, config: KafkaSourceConfig, decoder: Decoder, *, group: str) -> None:
+    def __init__(
+        self,
+        config: KafkaSourceConfig,
+        decoder: Decoder,
+        *,
+        group: str,
+        labels: LabelDecoder | None = None,
+        shared: bool = False,
+    ) -> None:
         self._config = config
         self._decoder = decoder
+        self._labels = labels
+        #: Partitions are claimed by whoever shares them (`moves`, `begin`) before they are read.
+        self._shared = shared
+        self._begun: set[Partition] = set()
+        self._came: set[Partition] = set()
+        self._went: set[Partition] = set()
+        self._topics = [config.topic, *([config.labels.topic] if config.labels else [])]
         self._group = group
         self._link = _Link(", ".join(config.bootstrap_servers))
         self._consumer: Any = None
@@ -64,24 +83,32 @@ class KafkaSource:
         self._closed = False
         self._positions: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
-        self._commit_failed = False
+        self._commit_failed = self._format_away = self._held = False
         self._unassigned_since = time.monotonic()
         self._looked = 0.0
 
     @property
     def connected(self) -> bool:
-        """Whether a broker answers."""
-        return self._link.connected
+        """Whether a broker answers, and what the records' format needs."""
+        return self._link.connected and not self._format_away
 
     @property
     def ended(self) -> bool:
         """Never: a topic has no end."""
         return False
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether every partition that is ours was read to the end of its last fetch."""
+        if self._consumer is None or not self._link.connected:
+            return False
+        lags = self.lags()
+        return 0 < len(self._consumer.assignment()) == len(lags) and not any(lags.values())
+
     def start(self, positions: Positions) -> None:
         """Remember where to begin and start connecting; does not wait for the broker."""
-        self._positions = {p: at for p, at in positions.items() if p[0] == self._config.topic}
-        others = sorted({topic for topic, _ in positions} - {self._config.topic})
+        self._positions = {p: at for p, at in positions.items() if p[0] in self._topics}
+        others = sorted({topic for topic, _ in positions} - set(self._topics))
         if others:
             log.warning(
                 "the checkpoint has positions in %s too; source.topic is %s, so they are not used",
@@ -100,29 +127,67 @@ class KafkaSource:
 
     def poll(self, max_events: int, timeout: float) -> Poll:
         """The next records; see `Source.poll`."""
-        records = Records()
+        events, labels = Records(), Records()
         moved: dict[Partition, int] = {}
         if self._consumer is None and not self._adopt(timeout):
-            return Poll(*self._decoder.decode(records), moved)
+            return Poll(*self._decoder.decode(events), moved)
+        if self._held:
+            self._resume()
         fetched = self._fetch(max_events, timeout)
         for partition, found in (fetched or {}).items():
             place = partition.topic, partition.partition
+            if self._shared and place not in self._begun:
+                continue
             expected = self._positions.get(place, 0)
             found = [record for record in found if record.offset >= expected]
             if not found:
                 continue
             moved[place] = found[-1].offset + 1
+            records = events if partition.topic == self._config.topic else labels
             records.values += [record.value for record in found]
             records.offsets += [record.offset for record in found]
             records.timestamps += [record.timestamp for record in found]
             records.topics += [partition.topic] * len(found)
             records.partitions += [partition.partition] * len(found)
-        self._positions |= moved
         if moved:
             self._link.up()
         elif fetched is not None:
             self._look()
-        return Poll(*self._decoder.decode(records), moved)
+        try:
+            batch, rejected = self._decoder.decode(events)
+            joined = NO_LABELS
+            if self._labels is not None and len(labels):
+                joined, refused = self._labels.decode(labels)
+                rejected += refused
+        except FormatAway:  # whoever raised it has said so
+            self._format_away = True
+            self._read_again(fetched)
+            time.sleep(min(BACKOFF_SECONDS, timeout))
+            return Poll(EMPTY, [], {})
+        self._format_away = False
+        self._positions |= moved
+        return Poll(batch, rejected, moved, joined)
+
+    def hold(self) -> None:
+        """Rest all partitions, and let the client do what keeps it in the group."""
+        if self._consumer is None:
+            return
+        self._held = True
+        self._consumer.pause(*self._consumer.assignment())
+        # A partition that has only just come does not rest yet; what it gives is read again.
+        self._read_again(self._fetch(1, 0.0))
+
+    def _read_again(self, fetched: dict[Any, list[Any]] | None) -> None:
+        for partition, found in (fetched or {}).items():
+            at = self._positions.get((partition.topic, partition.partition), found[0].offset)
+            self._consumer.seek(partition, at)
+
+    def _resume(self) -> None:
+        """After `hold`: read on, but for what nobody has claimed yet."""
+        self._held = False
+        assigned = self._consumer.assignment()
+        ready = [p for p in assigned if not self._shared or (p.topic, p.partition) in self._begun]
+        self._consumer.resume(*ready)
 
     def positions(self) -> dict[Partition, int]:
         """The next offset of every partition that was ever read."""
@@ -141,9 +206,9 @@ class KafkaSource:
             self._on_commit(news, error)
 
     def lag(self) -> int | None:
-        """Records between our positions and the ends of the partitions."""
-        lags = self.lags()
-        return sum(lags.values()) if lags else None
+        """Events between our positions and the ends of the partitions; labels do not count."""
+        lags = [lag for (topic, _), lag in self.lags().items() if topic == self._config.topic]
+        return sum(lags) if lags else None
 
     def lags(self) -> dict[Partition, int]:
         """The same by partition, from the high watermark of the last fetch."""
@@ -177,6 +242,36 @@ class KafkaSource:
                 log.debug("closing the consumer: %s", error)
         self._link.deaf()
 
+    # ---------------------------------------------------------------- shared partitions
+
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Partitions that came to us and that went since the last call; what came rests."""
+        came, self._came = self._came, set()
+        went, self._went = self._went, set()
+        for place in went:
+            self._positions.pop(place, None)
+        return came, went
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Read a partition that came, from ``position``; None: as for one that nobody knows."""
+        partition = TopicPartition(*place)
+        if partition not in self._consumer.assignment():
+            return  # it went meanwhile, and `moves` will say so
+        self._positions.pop(place, None)
+        if position is not None:
+            self._positions[place] = position
+            self._consumer.seek(partition, position)
+        self._begun.add(place)
+        self._consumer.resume(partition)
+
+    def leave(self, place: Partition) -> None:
+        """Read no more of a partition that is another's, whatever the group thinks."""
+        self._begun.discard(place)
+        self._positions.pop(place, None)
+        partition = TopicPartition(*place)
+        if partition in self._consumer.assignment():
+            self._consumer.pause(partition)
+
     # ---------------------------------------------------------------- connecting
 
     def _options(self) -> dict[str, Any]:
@@ -185,6 +280,8 @@ class KafkaSource:
         for path in (config.tls_ca_file, config.tls_cert_file, config.tls_key_file):
             if path is not None:
                 path.open("rb").close()
+        # A partition that stays is read on while others move; eager is what others may expect.
+        cooperative = {"partition_assignment_strategy": [CooperativeStickyAssignor]}
         return {
             "group_id": self._group,
             "group_instance_id": config.instance_id,
@@ -197,7 +294,7 @@ class KafkaSource:
             "max_poll_records": MAX_POLL_RECORDS,
             "metadata_max_age_ms": METADATA_MS,
             "bootstrap_timeout_ms": BOOTSTRAP_MS,
-        } | config.client_options()
+        } | ((cooperative if self._shared else {}) | config.client_options())
 
     def _connect(self, options: dict[str, Any]) -> None:
         """On a thread of its own: make a consumer, however long that takes."""
@@ -226,7 +323,7 @@ class KafkaSource:
         if isinstance(self._fresh, SourceError):
             raise self._fresh
         self._consumer = self._fresh
-        self._consumer.subscribe([self._config.topic], listener=_Listener(self))
+        self._consumer.subscribe(self._topics, listener=_Listener(self))
         self._unassigned_since = time.monotonic()
         self._link.up()
         return True
@@ -256,10 +353,7 @@ class KafkaSource:
     def _begin(self, partitions: Iterable[Any]) -> None:
         """Partitions that neither the checkpoint nor the group knows."""
         partitions = list(partitions)
-        names = ", ".join(str(p.partition) for p in sorted(partitions))
-        log.info(
-            "beginning at the %s offset of %s/%s", self._config.start, self._config.topic, names
-        )
+        log.info("beginning at the %s offset of %s", self._config.start, _listed(partitions))
         if self._config.start == "earliest":
             self._consumer.seek_to_beginning(*partitions)
         else:
@@ -348,6 +442,8 @@ class KafkaSource:
             except (KafkaError, KeyError):  # not settled yet
                 continue
             place = partition.topic, partition.partition
+            if self._shared and place not in self._begun:
+                continue
             if at is not None and at > self._positions.get(place, -1):
                 self._positions[place] = at
 
@@ -381,6 +477,11 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         source = self._source
+        if source._shared:
+            source._came |= _places(assigned)
+            source._consumer.pause(*assigned)
+            log.info("partitions assigned: %s", _listed(assigned))
+            return
         for partition in assigned:
             at = source._positions.get((partition.topic, partition.partition))
             if at is not None:
@@ -389,10 +490,18 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         if revoked:
+            self._gone(revoked)
             log.info("partitions given back: %s", _listed(revoked))
 
     def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        self._gone(lost)
         log.warning("partitions lost to another member of the group: %s", _listed(lost))
+
+    def _gone(self, partitions: Iterable[Any]) -> None:
+        source, places = self._source, _places(partitions)
+        source._came -= places
+        source._begun -= places
+        source._went |= places
 
 
 class _Link(logging.Handler):
@@ -441,12 +550,16 @@ def _hopeless(error: KafkaError) -> SourceError:
     return SourceError(f"Kafka: {error}: {advice}")
 
 
+def _places(partitions: Iterable[Any]) -> set[Partition]:
+    return {(p.topic, p.partition) for p in partitions}
+
+
 def _listed(partitions: Iterable[Any]) -> str:
     return ", ".join(f"{p.topic}/{p.partition}" for p in sorted(partitions)) or "none"
 
 
-def probe(config: KafkaSourceConfig) -> list[str]:
-    """Try the broker and the topic, for `driftd check`: what is wrong, as sentences."""
+def probe(config: KafkaSourceConfig, handover: str | None = None) -> list[str]:
+    """Try the broker and the topics, for `driftd check`: what is wrong, as sentences."""
     from kafka import KafkaAdminClient
 
     servers = ", ".join(config.bootstrap_servers)
@@ -464,6 +577,6 @@ def probe(config: KafkaSourceConfig) -> list[str]:
         return [f"Kafka at {servers} does not list its topics: {error}"]
     finally:
         client.close()
-    if config.topic not in topics:
-        return [f"Kafka at {servers} has no topic {config.topic!r}"]
-    return []
+    wanted = [config.topic, *([config.labels.topic] if config.labels else [])]
+    wanted += [handover] if handover else []
+    return [f"Kafka at {servers} has no topic {t!r}" for t in wanted if t not in topics]

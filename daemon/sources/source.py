@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.events import EventBatch, Rejected
+from daemon.events import NO_LABELS, EventBatch, LabelBatch, Rejected
 
 Partition = tuple[str, int]
 Positions = Mapping[Partition, int]
@@ -23,11 +23,15 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """What one poll found. ``positions``: next offset of every partition that moved."""
+    """What one poll found. ``positions``: next offset of every partition that moved.
+
+    ``labels``: those that came on a topic of their own; they may belong to events of ``batch``.
+    """
 
     batch: EventBatch
     rejected: list[Rejected]
     positions: dict[Partition, int]
+    labels: LabelBatch = NO_LABELS
 
     def __bool__(self) -> bool:
         """Whether anything was read at all."""
@@ -49,6 +53,10 @@ class Source(Protocol):
     def ended(self) -> bool:
         """Whether everything was read and nothing more can come."""
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that there was at the last look is read; false where that is not known."""
+
     def start(self, positions: Positions) -> None:
         """Begin at these next offsets; elsewhere as configured. Raises `SourceError`."""
 
@@ -56,6 +64,12 @@ class Source(Protocol):
         """At most ``max_events`` records, after at most about ``timeout`` seconds of waiting.
 
         Returns as soon as there is anything. Raises `SourceError`.
+        """
+
+    def hold(self) -> None:
+        """In place of `poll`, where what was read before must first be dealt with.
+
+        Nothing is read, and the source stays what it is: a member of its group, above all.
         """
 
     def positions(self) -> dict[Partition, int]:
@@ -72,6 +86,18 @@ class Source(Protocol):
 
     def know(self, labels: Iterable[str]) -> None:
         """Tell the decoder which classes the model has, for the limits on new labels."""
+
+    def moves(self) -> tuple[set[Partition], set[Partition]]:
+        """Where partitions are shared: those that came and that went since the last call.
+
+        What came is not read before `begin`.
+        """
+
+    def begin(self, place: Partition, position: int | None) -> None:
+        """Read a partition that came, from there on; None: as one that nobody knows."""
+
+    def leave(self, place: Partition) -> None:
+        """Read no more of a partition that turned out to be another's."""
 
     def close(self) -> None:
         """Let go of everything; safe to call twice."""

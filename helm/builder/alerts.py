@@ -145,6 +145,16 @@ MODEL = (
         "{{ $value }} labellers or classes are not trusted; their labels wait for a decision.",
     ),
     Alert(
+        "DriftdLabelsNever",
+        f'sum by ({BY}) (increase(driftd_delayed_labels_total{{outcome="never"}}[6h]))'
+        f" > sum by ({BY}) (increase("
+        'driftd_delayed_labels_total{outcome=~"early|joined"}[6h]))',
+        "30m",
+        "warning",
+        f"Most events of {_MODEL} are never labelled",
+        "In six hours {{ $value | humanize }} events waited for a label until their window ended.",
+    ),
+    Alert(
         "DriftdHeld",
         f"max by ({BY}) (driftd_paused) == 1 or max by ({BY}) (driftd_pinned) == 1",
         "24h",
@@ -192,6 +202,14 @@ DAEMON = (
         "critical",
         f"The daemon of {_MODEL} is gone",
         "Its metrics have disappeared: nothing watches the model.",
+    ),
+    Alert(
+        "DriftdNoLeader",
+        f"max by ({BY}) (driftd_leader) == 0",
+        "5m",
+        "critical",
+        f"No daemon of {_MODEL} leads",
+        "Several daemons share the model and none of them trains or promotes.",
     ),
     Alert(
         "DriftdSourceAway",

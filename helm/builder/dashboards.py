@@ -641,6 +641,33 @@ LIFE = dashboard(
                 "nothing of the champion.",
             ),
             graph(
+                "Labels on their own topic",
+                {"{{outcome}}": f"60 * {rate('driftd_delayed_labels_total')}"},
+                "A minute, with source.labels. early, joined: learned. late: after the window, "
+                "counted for who answered. never: events given up; unmatched: labels given up.",
+            ),
+            graph(
+                "Waiting for the other half",
+                {
+                    "events": of("driftd_labels_pending"),
+                    "labels": of("driftd_labels_held"),
+                },
+                "Events without their label, and labels without their event; bounded by "
+                "source.labels.max_events.",
+            ),
+            graph(
+                "Longest wait for a label",
+                {"seconds": of("driftd_labels_oldest_pending_seconds")},
+                "Of the events that wait; at source.labels.window_seconds they are given up.",
+                unit="s",
+            ),
+            graph(
+                "Events that wait, on disk",
+                {"bytes": of("driftd_labels_pending_bytes")},
+                "Bounded by source.labels.max_bytes.",
+                unit="bytes",
+            ),
+            graph(
                 "Trial and probation",
                 {
                     "canary's share": of("driftd_canary_share"),
@@ -670,8 +697,14 @@ DAEMON = dashboard(
             graph(
                 "Behind, in time",
                 {"seconds": of("driftd_lag_seconds")},
-                "Now minus the event time of the last event read; grows on an idle stream, too.",
+                "Now minus the event time of the last event read; 0 where all is read.",
                 unit="s",
+            ),
+            graph(
+                "Learned from",
+                {"share": of("driftd_learning_share")},
+                "Below 1 while the stream is ahead by more than events.behind_events.",
+                unit="percentunit",
             ),
             graph(
                 "Dead letters",
@@ -702,6 +735,41 @@ DAEMON = dashboard(
                 },
                 "The model's share of a turn: one pass for prediction and embedding.",
                 unit="s",
+            ),
+        ],
+        "Several daemons": [
+            graph(
+                "Leads",
+                {"{{pod}}{{instance}}": of("driftd_leader")},
+                "With sharing.enabled: 1 for the daemon that trains and promotes. Never two.",
+            ),
+            graph(
+                "Term",
+                {"{{pod}}{{instance}}": of("driftd_leader_term")},
+                "Grows by one whenever another daemon leads.",
+            ),
+            graph(
+                "Partitions",
+                {"{{pod}}{{instance}}": of("driftd_partitions")},
+                "How the topic is shared out.",
+            ),
+            graph(
+                "Partitions that moved",
+                {"{{what}}": f"sum by (what) ({of('driftd_partition_moves_total')})"},
+                "fenced: another had claimed it first; what was not committed was learned there.",
+            ),
+        ],
+        "Handover": [
+            graph(
+                "Events handed over to the leader",
+                {"{{what}}": f"sum by (what) ({rate('driftd_handovers_total')})"},
+                "A second, with sharing.topic: the sample that is sent, and what the leader took.",
+                unit="eps",
+            ),
+            graph(
+                "Daemons that the leader hears of",
+                {"daemons": f"max({of('driftd_members')})"},
+                "Those that told of themselves within a minute.",
             ),
         ],
         "State": [

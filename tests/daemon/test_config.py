@@ -82,7 +82,7 @@ polcy:
         "1:1: name: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not 'my model'",
         "2:1: source.bootstrap_servers: is required: Brokers to ask first, as host:port; a list,"
         " or one text with commas.",
-        "2:1: source.topic: is required: Topic to read; one event a record, as JSON.",
+        "2:1: source.topic: is required: Topic to read; one event a record.",
         "4:3: source.topik: unknown key; did you mean 'topic'?",
         "6:3: events.max_labels: must be a whole number, not 'many'",
         "7:3: events.max_labels: key appears twice, first on line 6",

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from kafka import errors as kafka_errors
 from pydantic import SecretStr
 
 from daemon.decode import Decoder, Reason
+from daemon.decode_labels import LabelDecoder
 from daemon.events import Rejected
 from daemon.sources import SourceError
 from daemon.sources.kafka import KafkaSource, probe
 from daemon.stream_config import EventsConfig, FieldsConfig, KafkaSourceConfig
+from tests.certificates import certificates
 
 Event = Callable[[int], bytes]
 Eventually = Callable[..., None]
@@ -208,6 +211,128 @@ def test_every_bad_record_is_refused_and_nothing_else_is_lost(
     ]
     assert source.positions() == {(topic, 0): 2 * len(bad) + 1}
     source.close()
+
+
+def test_a_loop_that_is_held_up_reads_nothing_and_stays_in_the_group(
+    broker: Any, fast_group: dict[str, int], event: Event
+) -> None:
+    topic = broker.topic(partitions=2)
+    for partition in (0, 1):
+        broker.produce(topic, [event(100 * partition + n) for n in range(10)], partition=partition)
+    source = make(broker.bootstrap, topic, fast_group)
+    source.start({})
+    source.hold()  # before there is a client
+    reading = Reading(source)
+    reading.until(20)
+    for partition in (0, 1):
+        broker.produce(topic, [event(50 + partition)], partition=partition)
+    deadline = time.monotonic() + 3.0  # longer than the session
+    while time.monotonic() < deadline:
+        source.hold()
+        time.sleep(0.05)
+    assert source.positions() == {(topic, 0): 10, (topic, 1): 10}
+    assert len(source.lags()) == 2
+    reading.until(22)
+    assert sorted(reading.texts[20:]) == texts(50, 51)
+    source.close()
+
+
+# ------------------------------------------------------------------ encryption
+
+
+def test_through_tls_with_a_client_certificate(
+    fragile: Any, fast_group: dict[str, int], event: Event, tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography", reason="pip install 'driftd[signing]'")
+    names = certificates(tmp_path)
+    fragile.proxy.tls(names["ca"], names["server"], names["server_key"])
+    fragile.proxy.start()
+    secure = {
+        "security_protocol": "SSL",
+        "tls_ca_file": names["ca"],
+        "tls_cert_file": names["client"],
+        "tls_key_file": names["client_key"],
+        "tls_key_password_file": names["password"],
+        "tls_check_hostname": False,
+    }
+    config = KafkaSourceConfig.model_validate(
+        {"kind": "kafka", "topic": "events", "bootstrap_servers": fragile.bootstrap, **secure}
+    )
+    admin = KafkaAdminClient(**config.client_options())
+    admin.create_topics({"events": {"num_partitions": 1, "replication_factor": 1}})
+    admin.close()
+    producer = KafkaProducer(**config.client_options())
+    for n in range(10):
+        producer.send("events", event(n), partition=0)
+    producer.flush(10)
+    producer.close(1)
+    source = make(fragile.bootstrap, "events", fast_group, **secure)
+    source.start({})
+    reading = Reading(source)
+    reading.until(10)
+    assert reading.texts == texts(*range(10))
+    source.close()
+    # Without a certificate of its own the proxy lets nobody in; another authority is not believed.
+    other = certificates(tmp_path / "other")
+    for wrong in (
+        {"tls_cert_file": None, "tls_key_file": None, "tls_key_password_file": None},
+        {"tls_ca_file": other["ca"]},
+    ):
+        source = make(fragile.bootstrap, "events", fast_group, **{**secure, **wrong})
+        source.start({})
+        for _ in range(10):
+            assert not source.poll(10, 0.1)
+        assert not source.connected
+        source.close()
+
+
+# ------------------------------------------------------------------ labels on their own topic
+
+
+def test_one_consumer_reads_events_and_labels(
+    broker: Any, fast_group: dict[str, int], event: Event, eventually: Eventually
+) -> None:
+    topic, labels = broker.topic(partitions=2), broker.topic()
+    for partition in (0, 1):
+        broker.produce(topic, [event(n) for n in range(10)], partition=partition)
+    named = [json.dumps({"id": f"e{n}", "label": "ab"[n % 2]}).encode() for n in range(5)]
+    broker.produce(labels, [*named, b"{}", None])
+    config = KafkaSourceConfig.model_validate(
+        {
+            "kind": "kafka",
+            "topic": topic,
+            "bootstrap_servers": broker.bootstrap,
+            "options": fast_group,
+            "labels": {"topic": labels},
+        }
+    )
+    fields, limits = FieldsConfig(id=None), EventsConfig()
+    decoder = Decoder(fields, limits)
+    assert config.labels is not None
+    reader = LabelDecoder(fields, limits, config.labels, decoder.known)
+    source = KafkaSource(config, decoder, group=f"g-{topic}", labels=reader)
+    source.start({(labels, 0): 1})
+    assert not source.caught_up
+    events, ids, refused = 0, [], []
+
+    def read() -> bool:
+        nonlocal events
+        polled = source.poll(100, 0.2)
+        events += len(polled.batch)
+        ids.extend(polled.labels.ids.tolist())
+        refused.extend((r.topic, r.offset, r.reason) for r in polled.rejected)
+        return events == 20 and len(ids) == 4 and len(refused) == 2
+
+    eventually(read, 60)
+    assert ids == ["e1", "e2", "e3", "e4"]
+    assert refused == [(labels, 5, Reason.MISSING_FIELD), (labels, 6, Reason.NO_VALUE)]
+    assert source.positions() == {(topic, 0): 10, (topic, 1): 10, (labels, 0): 7}
+    eventually(lambda: (source.poll(100, 0.2), source.caught_up)[1])
+    broker.produce(labels, named)
+    assert source.lag() == 0  # labels are no events
+    source.close()
+    (missing,) = probe(config.model_copy(update={"topic": "no-such-topic"}))
+    assert missing.endswith("has no topic 'no-such-topic'")
 
 
 # ------------------------------------------------------------------ outages

@@ -668,7 +668,7 @@ def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypat
     policy = config.policy.model_copy(update={"rungs": ("recall",), "online_head": False})
     loop = make_loop(config.model_copy(update={"policy": policy}))
     alarm, seen = loop.repair.alarm, []
-    monkeypatch.setattr(loop.repair, "alarm", lambda d, e: (seen.append(d), alarm(d, e)))
+    monkeypatch.setattr(loop.repair, "alarm", lambda d, o, e: (seen.append((d, o)), alarm(d, o, e)))
     loop.start()
     loop.run(threading.Event())
     closed = loop.registry.journal.rows(kinds=("incident-closed",))
@@ -680,7 +680,7 @@ def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypat
     restored = State(config)
     restored.restore(loop.checkpoints.load())
     assert restored.owed == loop.state.owed
-    alarm(seen[0])
+    alarm(*seen[0])
     assert loop.state.incident.reference_accuracy == loop.state.owed
     loop.repair._close("repaired", "a try")
     assert loop.state.owed == 0.0

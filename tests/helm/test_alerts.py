@@ -97,6 +97,19 @@ CASES = {
     "DriftdQuarantine": Case(
         "10m", {"driftd_quarantine_cases": "0x5 1x5"}, {"driftd_quarantine_cases": "1x5 0x5"}
     ),
+    "DriftdLabelsNever": Case(
+        "60m",
+        {
+            'driftd_delayed_labels_total{outcome="never"}': "0+9x60",
+            'driftd_delayed_labels_total{outcome="joined"}': "0+3x60",
+            'driftd_delayed_labels_total{outcome="early"}': "0+3x60",
+        },
+        {
+            'driftd_delayed_labels_total{outcome="never"}': "0+5x60",
+            'driftd_delayed_labels_total{outcome="joined"}': "0+3x60",
+            'driftd_delayed_labels_total{outcome="early"}': "0+3x60",
+        },
+    ),
     "DriftdHeld": Case(
         "25h",
         {"driftd_paused": "1x1500", "driftd_pinned": "0x1500"},
@@ -119,6 +132,11 @@ CASES = {
     ),
     "DriftdDaemonGone": Case(
         "30m", {"driftd_source_connected": "1x10"}, {"driftd_source_connected": "1x30"}
+    ),
+    "DriftdNoLeader": Case(
+        "10m",
+        {'driftd_leader{instance="a"}': "0x10", 'driftd_leader{instance="b"}': "1x2 0x8"},
+        {'driftd_leader{instance="a"}': "0x10", 'driftd_leader{instance="b"}': "0x3 1x7"},
     ),
     "DriftdSourceAway": Case(
         "15m", {"driftd_source_connected": "0x15"}, {"driftd_source_connected": "0x8 1 0x6"}

@@ -1,0 +1,196 @@
+"""Three daemons of one model: one is killed, one frozen, and nothing is learned twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.partitions import Partitions
+from registry import Registry, open_registry
+from tests.system.stack import Process, Stack
+
+pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
+
+Rows = Callable[..., list[bytes]]
+PARTITIONS = 6
+LEASE = 3.0
+
+
+class Group:
+    """Several stacks, one registry and one consumer group."""
+
+    def __init__(
+        self, folder: Path, bootstrap: str, topic: str, handover: str, options: dict[str, int]
+    ) -> None:
+        from examples.demo.broker import free_port
+
+        self.folder, self.topic = folder, topic
+        self.stacks: list[Stack] = []
+        ports: set[int] = set()
+        while len(ports) < 6:
+            ports.add(free_port())
+        for name in "abc":
+            place = folder / name
+            place.mkdir()
+            stack = Stack(place, ports.pop(), ports.pop())
+            source = {
+                "kind": "kafka",
+                "bootstrap_servers": [bootstrap],
+                "topic": topic,
+                "options": options,
+            }
+            stack.configure(
+                source,
+                registry={"path": str(folder / "registry")},
+                checkpoint={"path": str(place / "state"), "every_seconds": 0.5},
+                sharing={
+                    "enabled": True,
+                    "lease_seconds": LEASE,
+                    "topic": handover,
+                    "handover_share": 1.0,
+                },
+                bootstrap={"warmup_events": 150},
+                memory={"recent": 10_000},
+            )
+            self.stacks.append(stack)
+        self.leaders: list[tuple[str, int]] = []  # (owner, term), of every look
+
+    @property
+    def registry(self) -> Registry:
+        return open_registry(self.folder / "registry")
+
+    def look(self) -> list[dict[str, Any]]:
+        """What each daemon says of the group; never do two lead in one term."""
+        found = [stack.status().get("sharing") or {} for stack in self.stacks]
+        for said in found:
+            if said.get("leads"):
+                self.leaders.append((said["owner"], said["term"]))
+        owners: dict[int, str] = {}
+        for owner, term in self.leaders:
+            assert owners.setdefault(term, owner) == owner, f"two leaders in term {term}"
+        return found
+
+    def owned(self) -> Counter[int]:
+        """By partition, how many daemons say that it is theirs."""
+        return Counter(p[1] for said in self.look() for p in said.get("partitions", ()))
+
+    def learned(self) -> Counter[str]:
+        """By event, in how many partitions' records it stands."""
+        reader = Partitions(self.registry.store, "test")
+        ids: Counter[str] = Counter()
+        for number in range(PARTITIONS):
+            ids.update(reader.read((self.topic, number))[0].examples.ids.tolist())
+        return ids
+
+    def wait(self, reached: Callable[[], object], seconds: float = 120.0) -> float:
+        """How long it took."""
+        began = time.monotonic()
+        while not reached():
+            waited = time.monotonic() - began
+            logs = "\n".join(p.output()[-2500:] for s in self.stacks for p in s.processes)
+            assert waited < seconds, f"it did not come about: {self.look()}\n{logs}"
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def rows(self, *kinds: str) -> list[dict[str, Any]]:
+        return [dict(row.fields) for row in self.registry.journal.rows(kinds=list(kinds))]
+
+
+@pytest.fixture
+def group(tmp_path: Path, broker: Any, fast_group: dict[str, int]) -> Iterator[Group]:
+    topics = broker.topic(partitions=PARTITIONS), broker.topic(partitions=2)
+    made = Group(tmp_path, broker.bootstrap, *topics, fast_group)
+    yield made
+    for stack in made.stacks:
+        for process in stack.processes:
+            if process.child.poll() is None:
+                process.child.kill()
+                process.child.wait()
+
+
+def end(process: Process, how: signal.Signals) -> None:
+    os.kill(process.child.pid, how)
+
+
+@pytest.mark.timeout(900)
+def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Rows) -> None:
+    events = table(3000, seed=31)
+    ids = [json.loads(row)["id"] for row in events]
+    sent = 0
+
+    def produce(many: int) -> None:
+        nonlocal sent
+        for number in range(PARTITIONS):
+            part = [row for i, row in enumerate(events) if i % PARTITIONS == number]
+            start, stop = sent // PARTITIONS, (sent + many) // PARTITIONS
+            broker.produce(group.topic, part[start:stop], partition=number)
+        sent += many
+
+    def all_learned() -> bool:
+        found = group.learned()
+        return len(found) == sent
+
+    first = [stack.start("run") for stack in group.stacks]
+    produce(900)
+    group.wait(lambda: set(group.owned().values()) == {1} and len(group.owned()) == PARTITIONS)
+    group.wait(all_learned)
+    group.wait(lambda: any(s.status().get("champion") for s in group.stacks), 200)
+    group.wait(lambda: any(said.get("leads") for said in group.look()))
+    (leader,) = [i for i, said in enumerate(group.look()) if said.get("leads")]
+    # What the others read reaches the leader: it knows the events of all partitions.
+    group.wait(lambda: group.stacks[leader].status()["memory"]["recent"] == 900)
+    assert len(group.stacks[leader].status()["sharing"]["members"]) >= 2
+    followers = [i for i in range(3) if i != leader]
+
+    # The leader is killed: another leads, its partitions go on.
+    end(first[leader], signal.SIGKILL)
+    first[leader].child.wait()
+    killed = group.stacks[leader]
+    killed.processes.clear()
+    produce(900)
+    taken = group.wait(lambda: any(said.get("leads") for said in group.look()))
+    group.wait(all_learned)
+    group.wait(lambda: sum(bool(said.get("leads")) for said in group.look()) == 1)
+    print(f"killed: another led after {taken:.1f} s")
+
+    # The next leader is frozen past its session and its lease.
+    (second,) = [i for i in followers if group.look()[i].get("leads")]
+    end(first[second], signal.SIGSTOP)
+    produce(600)
+    asleep = group.stacks.pop(second)  # it does not answer
+    taken = group.wait(lambda: any(said.get("leads") for said in group.look()))
+    group.wait(all_learned)
+    print(f"frozen: another led after {taken:.1f} s")
+    end(first[second], signal.SIGCONT)
+    group.stacks.append(asleep)
+    # The killed one comes back too, and all of them share again.
+    killed.start("run")
+    group.wait(lambda: all(said.get("partitions") for said in group.look()))
+    produce(600)
+    group.wait(all_learned)
+    group.wait(lambda: set(group.owned().values()) == {1} and len(group.owned()) == PARTITIONS)
+
+    def leader_knows_all() -> bool:
+        leading = [s for s in group.stacks if (s.status().get("sharing") or {}).get("leads")]
+        return bool(leading) and leading[0].status()["memory"]["recent"] == sent
+
+    group.wait(leader_knows_all)
+    learned = group.learned()
+    assert set(learned) == set(ids[:sent])
+    assert set(learned.values()) == {1}  # no event is learned twice
+    terms = [row["term"] for row in group.rows("leader")]
+    assert terms == sorted(set(terms))  # each term has one leader, and they only grow
+    assert len(terms) >= 3
+    group.wait(lambda: group.rows("leader-lost"))  # the frozen one learned it when it woke
+    assert group.rows("partition-taken")
+    for stack in group.stacks:
+        for process in stack.processes:
+            assert process.stop() == 0
