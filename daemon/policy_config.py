@@ -411,6 +411,13 @@ class CheckpointConfig(Section):
         ge=1,
         description="Most events between checkpoints; whichever comes first.",
     )
+    stop_seconds: float = Field(
+        default=25.0,
+        gt=0,
+        description="Longest time from SIGTERM to the end: the turn under way, the trainer's end"
+        " (5 s), dead letters, the last checkpoint. What is not done by then is left, and its"
+        " events are read again. Below the grace of whatever stops it: 30 s as a rule.",
+    )
 
 
 class HttpConfig(Section):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,8 +19,10 @@ from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
 from daemon.loop import Loop
 from daemon.metrics import Metrics
+from daemon.reload import reload
 from daemon.sources import open_source
 from daemon.trainer import Trainer
+from daemon.up import Terminal
 from registry import open_registry
 from registry.lock import try_lock
 
@@ -27,26 +31,55 @@ log = logging.getLogger("driftd.service")
 LOCK = "lock"
 
 
-def run(config: Config) -> None:
+def run(config: Config, read: Callable[[], Config] | None = None) -> None:
     """Run the daemon until SIGTERM or SIGINT, or until a finite source has ended.
 
-    Only one daemon runs on a checkpoint folder: two would each learn a part of the stream and
-    write over the other's state.
+    It ends within ``checkpoint.stop_seconds`` of the signal. ``read``: reads the configuration
+    again, on SIGHUP. Only one daemon runs on a checkpoint folder: two would each learn a part of
+    the stream and write over the other's state.
 
     Raises the rooms' own errors (ConfigError, SourceError, RegistryError, CheckpointError,
     OSError), whose messages say what to do; the command line prints them.
     """
-    stop = threading.Event()
-    reasons: list[str] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        reasons.append(signal.Signals(number).name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    signals = Signals(config.checkpoint.stop_seconds)
+    signals.listen()
     with only_daemon(config.checkpoint.path):
-        _run(config, stop, reasons)
+        _run(config, signals, read)
+
+
+class Signals:
+    """What the system asks of the process: to end, or to read its configuration again."""
+
+    def __init__(self, stop_seconds: float) -> None:
+        self.stop_seconds = stop_seconds
+        self.stop = threading.Event()
+        self.reason = ""
+        self.reload = False
+        self._terminal = Terminal()
+
+    def listen(self) -> None:
+        """From now on."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._see_to_the_end, name="driftd-stop", daemon=True).start()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and not self._terminal.closed:
+            self.reload = True
+        elif not self.stop.is_set():
+            self.reason = signal.Signals(number).name
+            self.stop.set()
+
+    def _see_to_the_end(self) -> None:
+        self.stop.wait()
+        time.sleep(self.stop_seconds)  # the thread goes with the process, if that ends before
+        log.error(
+            "not ended %g s after %s (checkpoint.stop_seconds): leaving without a last checkpoint;"
+            " the events since the one before are read again",
+            self.stop_seconds,
+            self.reason,
+        )
+        os._exit(1)
 
 
 @contextmanager
@@ -69,7 +102,7 @@ def only_daemon(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
+def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health(config.http.stalled_seconds)
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)
@@ -88,14 +121,21 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     api = ApiServer(app, config.http)
     api.start()
     log.info("%s serves /metrics, /status, /health and /v1", api.url)
+
+    def between() -> None:
+        if signals.reload and read is not None:
+            signals.reload = False
+            reload(loop, read)
+            signals.stop_seconds = loop.config.checkpoint.stop_seconds
+
     try:
         try:
             loop.start()
-            loop.run(stop)
+            loop.run(signals.stop, between)
         except BaseException as error:
             _close_after(loop, error)
             raise
-        loop.close(reasons[0] if reasons else "the source has ended")
+        loop.close(signals.reason or "the source has ended")
     finally:
         api.stop()
 

@@ -44,8 +44,9 @@ supervised_option = click.option(
 def run(config_path: Path) -> None:
     """Run the daemon: watch for drift, repair the model.
 
-    Ends in order on SIGTERM or Ctrl-C: the trainer is stopped and a checkpoint written. A source
-    that ends (a file that is not followed, standard input) ends the daemon too.
+    Ends in order on SIGTERM or Ctrl-C, within checkpoint.stop_seconds: the trainer is stopped and
+    a checkpoint written. A source that ends (a file that is not followed, standard input) ends the
+    daemon too. SIGHUP reads the configuration again; the journal says what changed.
 
     \b
     Examples:
@@ -64,7 +65,7 @@ def run(config_path: Path) -> None:
     set_up(config.log)
     from daemon import service
 
-    service.run(config)
+    service.run(config, lambda: load_config(config_path, os.environ))
 
 
 @click.command()

@@ -43,6 +43,10 @@ print("up")
 while True:
     time.sleep(0.05)
 """
+RELOADS = f"""
+import signal
+signal.signal(signal.SIGHUP, lambda number, frame: print("reloading"))
+{STAYS}"""
 DEAF = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -114,6 +118,15 @@ def test_a_signal_ends_both_in_order(
     assert up.ended() == 0
     assert up.has(f"daemon | ending on {number.name}")
     assert up.has(f"server | ending on {number.name}")
+
+
+def test_a_hang_up_is_passed_on_to_the_daemon(little: Any, eventually: Eventually) -> None:
+    up = little(RELOADS, STAYS)  # the server would die of it
+    eventually(up.both_up)
+    up.process.send_signal(signal.SIGHUP)
+    eventually(lambda: up.has("daemon | reloading"))
+    up.process.terminate()
+    assert up.ended() == 0
 
 
 def test_a_child_that_crashes_is_started_again_and_the_other_left_alone(
