@@ -41,7 +41,7 @@ LIVE = (
     "registry.keep",
     "registry.history",
 )
-FIXED = ("probation.late_events", "guard.flood_labels", "learn.online")
+FIXED = ("probation.late_events", "guard.flood_labels", "learn.online", "trainer.job")
 # Of the inference server, which is another process.
 OTHERS = ("server",)
 # Mappings whose keys are a user's own: each is one setting.

@@ -17,11 +17,13 @@ from daemon.api import ApiServer, Health, application
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
+from daemon.kubernetes import Jobs
 from daemon.loop import Loop
 from daemon.metrics import Metrics
 from daemon.reload import reload
 from daemon.sources import open_source
 from daemon.trainer import Trainer
+from daemon.training_job import TrainingJobs
 from daemon.up import Terminal
 from registry import open_registry
 from registry.lock import try_lock
@@ -105,7 +107,9 @@ def only_daemon(folder: Path) -> Iterator[None]:
 def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health(config.http.stalled_seconds)
-    trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)
+    in_cluster = config.trainer.job
+    elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
+    trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
     loop = Loop(
         config,
         registry,

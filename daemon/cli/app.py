@@ -221,6 +221,7 @@ def _explain(error: Exception) -> int | None:
         ("daemon.sources.source", "SourceError"),
         ("daemon.checkpoint", "CheckpointError"),
         ("daemon.dead_letters", "DeadLetterError"),
+        ("daemon.kubernetes", "KubernetesError"),
     ):
         if module in sys.modules:
             known.append(getattr(sys.modules[module], name))

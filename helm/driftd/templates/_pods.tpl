@@ -45,6 +45,7 @@ env:
   {{- with .Values.daemon.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- include "driftd.storeKeys" . }}
 ports:
   - {name: daemon, containerPort: 8081}
 startupProbe:
@@ -66,8 +67,15 @@ volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: driftd.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
   - {name: data, mountPath: /var/lib/driftd}
-  {{- if eq .Values.mode "apart" }}
+  {{- if eq (include "driftd.store" .) "claim" }}
   - {name: registry, mountPath: /var/lib/driftd/registry}
+  {{- else if eq (include "driftd.store" .) "s3" }}
+  - {name: cache, mountPath: /var/cache/driftd}
+  {{- end }}
+  {{- if .Values.training.job.enabled }}
+  - {name: config, mountPath: /etc/driftd/training-job.yaml, subPath: training-job.yaml, readOnly: true}
+  - {name: training, mountPath: /var/lib/driftd-training}
+  - {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
   {{- end }}
   {{- if .Values.kafka.saslSecret.name }}
   - {name: sasl, mountPath: /etc/driftd/sasl, readOnly: true}
@@ -104,6 +112,7 @@ env:
   {{- with .Values.server.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- include "driftd.storeKeys" . }}
 ports:
   - {name: http, containerPort: 8080}
 startupProbe:
@@ -126,7 +135,9 @@ securityContext:
 volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: server.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
-  {{- if eq .Values.mode "together" }}
+  {{- if eq (include "driftd.store" .) "s3" }}
+  - {name: cache, mountPath: /var/cache/driftd}
+  {{- else if eq .Values.mode "together" }}
   - {name: data, mountPath: /var/lib/driftd, readOnly: true}
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
@@ -151,10 +162,30 @@ volumeMounts:
   configMap: {name: {{ include "driftd.fullname" . }}}
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
-- name: registry
-  persistentVolumeClaim: {claimName: {{ include "driftd.registryClaim" . }}}
+{{ include "driftd.storeVolume" . }}
 {{ include "driftd.accessVolumes" . }}
 {{ include "driftd.trustedVolume" . }}
+{{- end }}
+
+{{/* The registry's claim, or room for copies of what lies in an object store. */}}
+{{- define "driftd.storeVolume" -}}
+{{- if eq (include "driftd.store" .) "claim" -}}
+- name: registry
+  persistentVolumeClaim: {claimName: {{ include "driftd.registryClaim" . }}}
+{{- else if eq (include "driftd.store" .) "s3" -}}
+- name: cache
+  emptyDir: {sizeLimit: {{ .Values.registry.s3.cache }}}
+{{- end -}}
+{{- end }}
+
+{{/* Credentials of the object store: as variables, which is where AWS' library looks for them. */}}
+{{- define "driftd.storeKeys" -}}
+{{- with .Values.registry.s3 }}
+{{- if and .url .secret }}
+envFrom:
+  - secretRef: {name: {{ .secret }}}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "driftd.accessVolumes" -}}
