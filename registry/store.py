@@ -81,6 +81,9 @@ class Store(Protocol):
     def swap(self, name: str, data: bytes, token: str | None) -> bool:
         """Replace the document if it is still the one with ``token`` (None: if absent)."""
 
+    def written(self, name: str) -> float:
+        """When the document was written, by the storage's own clock: seconds since 1970."""
+
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, sorted; empty if there is no such folder."""
 
@@ -170,6 +173,10 @@ class LocalStore:
                 return False
             replace_file(self.root / name, data)
             return True
+
+    def written(self, name: str) -> float:
+        with explained(self.root / name):
+            return (self.root / name).stat().st_mtime
 
     def names(self, folder: str) -> list[str]:
         with explained(self.root / folder):

@@ -33,6 +33,7 @@ TRAINING_EXTRA = ("kafka", "onnx", "peft", "river", "scipy", "torch", "transform
 COMMANDS = {
     "init": "setup",
     "check": "setup",
+    "doctor": "doctor",
     "run": "processes",
     "serve": "processes",
     "up": "processes",
