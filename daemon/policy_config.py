@@ -486,5 +486,6 @@ class LogConfig(Section):
     )
     format: Literal["text", "json"] = Field(
         default="text",
-        description="`text` for people, `json` for log collectors: one object a line.",
+        description="`text` for people, `json` for log collectors: one object a line, with the"
+        " champion's version and the offsets.",
     )

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from daemon.api import ApiServer, Health, application
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
 from daemon.kubernetes import Jobs
+from daemon.logs import know
 from daemon.loop import Loop
 from daemon.metrics import Metrics
 from daemon.reload import reload
@@ -31,6 +33,7 @@ from registry.lock import try_lock
 log = logging.getLogger("driftd.service")
 
 LOCK = "lock"
+MAX_OFFSETS = 64  # on a line of the log; a topic may have thousands of partitions
 
 
 def run(config: Config, read: Callable[[], Config] | None = None) -> None:
@@ -84,6 +87,19 @@ class Signals:
         os._exit(1)
 
 
+def facts(loop: Loop) -> dict[str, Any]:
+    """What stands on every line of a JSON log."""
+    state = loop.state
+    # Any thread may log: a copy is one step, which the loop cannot come between.
+    positions = sorted(state.positions.copy().items())
+    return {
+        "model": loop.config.name,
+        "version": state.champion,
+        "event": state.events,
+        "offsets": {f"{topic}/{p}": offset for (topic, p), offset in positions[:MAX_OFFSETS]},
+    }
+
+
 @contextmanager
 def only_daemon(folder: Path) -> Iterator[None]:
     """Hold the checkpoint ``folder``. Raises CheckpointError where another daemon holds it."""
@@ -121,6 +137,7 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
         health=health,
         actor=f"driftd@{socket.gethostname()}",
     )
+    know(lambda: facts(loop))
     app = application(metrics, health, lambda: loop.snapshot, registry, config.http)
     api = ApiServer(app, config.http)
     api.start()

@@ -7,6 +7,7 @@ is a bug and keeps its traceback.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -237,5 +238,9 @@ def _words(error: Any) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    click.echo(f"driftd: {message}", err=True)
+    logs = sys.modules.get("daemon.logs")
+    if logs is not None and logs.as_json():
+        logging.getLogger("driftd").error("%s", message)
+    else:
+        click.echo(f"driftd: {message}", err=True)
     return code

@@ -45,6 +45,7 @@ def stack(
     made.configure(
         {"kind": "file", "path": str(events), "follow": True},
         http={"port": made.http, "access": {"tokens": str(folder / "tokens")}},
+        log={"format": "json", "level": "debug"},
     )
     made.start("run")
     made.wait(lambda: made.rows("promote") and get(made.http, "/health/ready")[0] == 200, 120)
@@ -238,6 +239,18 @@ def test_certificates_are_checked_under_the_name_of_the_service(
             Client(server.url, ca_file=tmp_path / "none")
     finally:
         server.stop()
+
+
+def test_every_line_of_the_log_says_version_and_offsets(stack: Stack) -> None:
+    get(stack.http, "/nowhere")
+    lines = [json.loads(line) for line in stack.processes[0].output().splitlines()]
+    assert len(lines) > 1
+    assert all(line["release"] and line["time"].endswith("Z") for line in lines)
+    (serves,) = (line for line in lines if "serves now" in line["message"])
+    assert (serves["model"], serves["version"]) == ("table", "v0001")
+    (place,) = serves["offsets"]
+    assert place.endswith("events.jsonl/0")
+    assert serves["event"] == serves["offsets"][place] == 900
 
 
 # ------------------------------------------------------------------ through kubectl
