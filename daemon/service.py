@@ -138,7 +138,9 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
         actor=f"driftd@{socket.gethostname()}",
     )
     know(lambda: facts(loop))
-    app = application(metrics, health, lambda: loop.snapshot, registry, config.http)
+    # Orders over HTTP are an operator's, not the loop's: they go by a registry of their own.
+    orders = open_registry(config.registry)
+    app = application(metrics, health, lambda: loop.snapshot, orders, config.http)
     api = ApiServer(app, config.http)
     api.start()
     log.info("%s serves /metrics, /status, /health and /v1", api.url)
@@ -148,6 +150,7 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
             signals.reload = False
             reload(loop, read)
             signals.stop_seconds = loop.config.checkpoint.stop_seconds
+            orders.config = loop.config.registry
 
     try:
         try:

@@ -8,6 +8,7 @@ manager above expects.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO, Protocol, TextIO
+
+from daemon.logs import as_json
+
+log = logging.getLogger("driftd.up")
 
 CONFIG_PROBLEM = 2  # the exit code of a child whose configuration is wrong: no use in trying again
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a crashed child is started again
@@ -245,11 +250,16 @@ class Supervisor:
                 self._write(name, line.decode(errors="replace").rstrip("\n"))
 
     def _say(self, message: str) -> None:
-        self._write("up", message)
+        if as_json():
+            log.info("%s", message)
+        else:
+            self._write("up", message)
 
     def _write(self, name: str, line: str) -> None:
         with self._lock:
-            self._output.write(f"{name:<{self._width}} | {line}\n")
+            # A line of JSON says itself which logger it is from; a name before it would spoil it.
+            self._output.write(line if as_json() else f"{name:<{self._width}} | {line}")
+            self._output.write("\n")
             self._output.flush()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:

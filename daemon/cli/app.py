@@ -129,6 +129,13 @@ def _release() -> str:
     show_envvar=True,
     help="Certificate authority (PEM) of its TLS; else the system's.",
 )
+@click.option(
+    "--cert-file",
+    type=click.Path(path_type=Path),
+    envvar="DRIFTD_CERT_FILE",
+    show_envvar=True,
+    help="Your certificate and key (PEM, one file), where it asks for one.",
+)
 @click.option("--context", metavar="NAME", help="kubectl's context: the daemon is in that cluster.")
 @click.option("--namespace", metavar="NAME", help="The daemon's namespace there.")
 @click.option("--release", metavar="NAME", help="Its Helm release, where there are several.")
@@ -138,6 +145,7 @@ def driftd(
     url: str | None,
     token_file: Path | None,
     ca_file: Path | None,
+    cert_file: Path | None,
     context: str | None,
     namespace: str | None,
     release: str | None,
@@ -168,7 +176,8 @@ def driftd(
         raise click.UsageError(f"`driftd {ctx.invoked_subcommand}` works on this machine only.")
     if in_cluster or url:
         where = None if in_cluster else url
-        ctx.obj = Elsewhere(where, token_file, ca_file, context, namespace, release, explicit)
+        files = (token_file, ca_file, cert_file)
+        ctx.obj = Elsewhere(where, *files, context, namespace, release, explicit)
 
 
 def main(arguments: list[str] | None = None) -> None:

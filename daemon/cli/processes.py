@@ -94,9 +94,9 @@ def serve(config_path: Path) -> None:
 def up(config_path: Path) -> int:
     """Run daemon and server together on this machine.
 
-    Both are child processes: what they log is prefixed with their name, one that crashes is
-    started again after a pause, and SIGTERM or Ctrl-C ends both in order. Exits with 1 when one
-    of them cannot be kept up.
+    Both are child processes: what they log (unless as JSON) is prefixed with their name, one that
+    crashes is started again after a pause, and SIGTERM or Ctrl-C ends both in order. Exits with 1
+    when one of them cannot be kept up.
 
     \b
     Examples:
@@ -116,4 +116,5 @@ def up(config_path: Path) -> int:
         )
     check_ports({"http": config.http, "server": config.server})
     open_registry(config.registry, create=True)
+    set_up(config.log)
     return Supervisor(commands(config_path)).run()

@@ -239,6 +239,18 @@ def test_certificates_are_checked_under_the_name_of_the_service(
             Client(server.url, ca_file=tmp_path / "none")
     finally:
         server.stop()
+    tls["client_ca"] = str(authority.ca)
+    config = HttpConfig.model_validate({"port": 0, "tls": tls})
+    server = ApiServer(application(Metrics("m"), Health(), dict, registry, config), config)
+    server.start()
+    try:
+        both = tmp_path / "both.pem"
+        both.write_bytes(b"".join(file.read_bytes() for file in authority.issue("bob")))
+        assert Client(server.url, ca_file=authority.ca, cert_file=both).ask("versions", {})
+        with pytest.raises(NotFound, match="no daemon answers"):
+            Client(server.url, ca_file=authority.ca).ask("versions", {})
+    finally:
+        server.stop()
 
 
 def test_every_line_of_the_log_says_version_and_offsets(stack: Stack) -> None:
