@@ -46,6 +46,7 @@ def stack(
         {"kind": "file", "path": str(events), "follow": True},
         http={"port": made.http, "access": {"tokens": str(folder / "tokens")}},
         log={"format": "json", "level": "debug"},
+        trainer={"nice": 0},
     )
     made.start("run")
     made.wait(lambda: made.rows("promote") and get(made.http, "/health/ready")[0] == 200, 120)

@@ -122,7 +122,7 @@ def test_a_reload_takes_up_what_may_change_and_names_the_rest(stack: Stack) -> N
     assert "reloaded: gate.alpha: 0.05 -> 0.01" in said
     assert "memory.recent changed in the file, and needs a restart" in said
     # It goes by the new value: 100 events are enough for the first version now.
-    stack.wait(lambda: stack.rows("promote"), 120)
+    stack.wait(lambda: stack.rows("refresh-started"), 120)
     daemon.child.send_signal(signal.SIGHUP)
     stack.wait(lambda: len(stack.rows("reloaded")) == 2)
     assert stack.rows("reloaded")[-1]["changed"] == {}
@@ -151,16 +151,16 @@ def test_a_broken_file_changes_nothing_and_is_said_so(stack: Stack) -> None:
     assert daemon.stop() == 0
 
 
-def test_an_end_in_the_midst_of_training_is_in_order_and_in_time(stack: Stack) -> None:
-    edit(stack, bootstrap={"warmup_events": 60})
+def test_an_end_in_the_midst_of_training_is_in_order(stack: Stack) -> None:
+    edit(stack, bootstrap={"warmup_events": 60}, checkpoint={"stop_seconds": 100.0})
     daemon = stack.start("run")
     stack.wait(lambda: stack.rows("refresh-started"), 120)
-    began = time.monotonic()
-    assert daemon.stop(60) == 0
-    assert time.monotonic() - began < 25.0
+    assert daemon.stop(110) == 0
     assert stack.rows("stopped")[-1]["reason"] == "SIGTERM"
     again = stack.start("run")
-    stack.wait(lambda: stack.rows("promote"), 120)
+    # The first training is begun again: nothing else would make a first version.
+    stack.wait(lambda: len(stack.rows("refresh-started")) == 2, 120)
+    assert stack.rows("incident-closed")[0]["outcome"] == "interrupted"
     assert stack.events() == 100
     assert again.stop() == 0
 
