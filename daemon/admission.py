@@ -29,15 +29,19 @@ class Admission:
     def __init__(
         self, config: Config, state: State, journal: JournalWriter, metrics: Metrics
     ) -> None:
-        self.config = config.guard
-        named = config.fields.labeller is not None or config.guard.by_class
-        self.active = named and not config.model.number  # it compares classes
+        self.reconfigure(config)
         self._state = state
         self._journal = journal
         self._metrics = metrics
         self._agreement = Agreement()
         for reason in get_args(Reason):
             metrics.quarantined(reason)  # at 0 from the start, so that the first is an increase
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by these settings from now on."""
+        self.config = config.guard
+        named = config.fields.labeller is not None or config.guard.by_class
+        self.active = named and not config.model.number  # it compares classes
 
     def admit(
         self,

@@ -23,7 +23,14 @@ PREFIX = "DRIFTD_"
 NESTING = "__"
 # Read by the command line.
 NOT_SETTINGS = frozenset(
-    {"DRIFTD_CA_FILE", "DRIFTD_CONFIG", "DRIFTD_TOKEN", "DRIFTD_TOKEN_FILE", "DRIFTD_URL"}
+    {
+        "DRIFTD_CA_FILE",
+        "DRIFTD_CERT_FILE",
+        "DRIFTD_CONFIG",
+        "DRIFTD_TOKEN",
+        "DRIFTD_TOKEN_FILE",
+        "DRIFTD_URL",
+    }
 )
 # Kubernetes sets these in every pod beside a Service called driftd; they are not meant for us.
 SERVICE_LINK = re.compile(

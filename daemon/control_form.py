@@ -229,7 +229,8 @@ def from_query(parameters: Mapping[str, Parameter], pairs: list[tuple[str, str]]
         if kind == "array":
             found.setdefault(name, []).append(text)
         elif kind == "integer":
-            found[name] = int(text) if text.removeprefix("-").isdecimal() else text
+            whole = text.removeprefix("-").isdecimal() and len(text) < 19  # 64 bits, no more
+            found[name] = int(text) if whole else text
         elif kind == "boolean":
             found[name] = {"true": True, "1": True, "false": False, "0": False}.get(text, text)
         else:
@@ -257,6 +258,9 @@ def _check(name: str, value: Any, schema: Schema) -> None:
         raise Invalid(f"{name} must be one of {', '.join(schema['enum'])}{meant}")
     if isinstance(value, str) and not value.strip():
         raise Invalid(f"{name} must not be empty")
+    if isinstance(value, str) and not value.isprintable():
+        # It goes to logs and terminals, which a line break or an escape would deceive.
+        raise Invalid(f"{name} must be one line without control characters")
     if isinstance(value, str) and len(value) > schema.get("maxLength", LONGEST_REASON):
         raise Invalid(f"{name} is longer than {schema.get('maxLength', LONGEST_REASON)} characters")
     low, high = schema.get("minimum"), schema.get("maximum")

@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -163,12 +164,27 @@ class Loop:
             positions=self.state.listed_positions(),
         )
 
-    def run(self, stop: threading.Event) -> None:
-        """Turn until ``stop`` is set, or until a finite source has ended and all is settled."""
+    def run(self, stop: threading.Event, between: Callable[[], object] = lambda: None) -> None:
+        """Turn until ``stop`` is set, or until a finite source has ended and all is settled.
+
+        ``between`` is called before every turn.
+        """
         while not stop.is_set():
+            between()
             turned = self.step()
             if self.source.ended and not turned and not self.busy:
                 break
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by other settings from now on. Which may differ is said in `daemon.reload`."""
+        state = self.state
+        self.config = state.config = self.repair.config = config
+        self.registry.config = config.registry
+        self.repair.trainer.config = config.trainer
+        state.watch.settle_events = config.policy.settle_events
+        state.guard.config = config.guard
+        self.admission.reconfigure(config)
+        self.health.stalled_after = config.http.stalled_seconds
 
     @property
     def leads(self) -> bool:

@@ -445,6 +445,13 @@ class CheckpointConfig(Section):
         " `[number, id, topic, partition, offset, fate]`. For audits; about 80 bytes an event,"
         " and never shortened, so it is off unless asked for.",
     )
+    stop_seconds: float = Field(
+        default=25.0,
+        gt=0,
+        description="Longest time from SIGTERM to the end: the turn under way, the trainer's end"
+        " (5 s), dead letters, the last checkpoint. What is not done by then is left, and its"
+        " events are read again. Below the grace of whatever stops it: 30 s as a rule.",
+    )
 
 
 class HttpConfig(Section):
@@ -485,5 +492,6 @@ class LogConfig(Section):
     )
     format: Literal["text", "json"] = Field(
         default="text",
-        description="`text` for people, `json` for log collectors: one object a line.",
+        description="`text` for people, `json` for log collectors: one object a line, with the"
+        " champion's version and the offsets.",
     )

@@ -94,6 +94,9 @@ class Repair:
             self.journal.write("trial-dropped", reason=str(error))
             state.trial = state.canary = state.probation = None
             self.challenger = self.yardstick = None
+        if state.incident is not None and state.incident.cause == "bootstrap":
+            # Its training went with the daemon, and nothing else would begin it again.
+            self._close("interrupted", "the daemon was restarted")
         self._resume_canary()
 
     def _resume_canary(self) -> None:

@@ -8,8 +8,10 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,40 +23,87 @@ from daemon.dead_letters import open_dead_letters
 from daemon.delayed import open_waiting
 from daemon.journal import JournalWriter
 from daemon.kubernetes import Jobs
+from daemon.logs import know
 from daemon.loop import Loop
 from daemon.metrics import Metrics
+from daemon.reload import reload
 from daemon.stream_config import KafkaSourceConfig
 from daemon.trainer import Trainer
 from daemon.training_job import TrainingJobs
-from daemon.undeclared import open_known, undeclared
+from daemon.undeclared import open_known, undeclared, with_features
+from daemon.up import Terminal
+from learn.config import FeatureConfig
 from registry import open_registry
 from registry.lock import try_lock
 
 log = logging.getLogger("driftd.service")
 
 LOCK = "lock"
+MAX_OFFSETS = 64  # on a line of the log; a topic may have thousands of partitions
 
 
-def run(config: Config) -> None:
+def run(config: Config, read: Callable[[], Config] | None = None) -> None:
     """Run the daemon until SIGTERM or SIGINT, or until a finite source has ended.
 
-    Only one daemon runs on a checkpoint folder: two would each learn a part of the stream and
-    write over the other's state.
+    It ends within ``checkpoint.stop_seconds`` of the signal. ``read``: reads the configuration
+    again, on SIGHUP. Only one daemon runs on a checkpoint folder: two would each learn a part of
+    the stream and write over the other's state.
 
     Raises the rooms' own errors (ConfigError, SourceError, RegistryError, CheckpointError,
     OSError), whose messages say what to do; the command line prints them.
     """
-    stop = threading.Event()
-    reasons: list[str] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        reasons.append(signal.Signals(number).name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    signals = Signals(config.checkpoint.stop_seconds)
+    signals.listen()
     with only_daemon(config.checkpoint.path):
-        _run(config, stop, reasons)
+        _run(config, signals, read)
+
+
+class Signals:
+    """What the system asks of the process: to end, or to read its configuration again."""
+
+    def __init__(self, stop_seconds: float) -> None:
+        self.stop_seconds = stop_seconds
+        self.stop = threading.Event()
+        self.reason = ""
+        self.reload = False
+        self._terminal = Terminal()
+
+    def listen(self) -> None:
+        """From now on."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._see_to_the_end, name="driftd-stop", daemon=True).start()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and not self._terminal.closed:
+            self.reload = True
+        elif not self.stop.is_set():
+            self.reason = signal.Signals(number).name
+            self.stop.set()
+
+    def _see_to_the_end(self) -> None:
+        self.stop.wait()
+        time.sleep(self.stop_seconds)  # the thread goes with the process, if that ends before
+        log.error(
+            "not ended %g s after %s (checkpoint.stop_seconds): leaving without a last checkpoint;"
+            " the events since the one before are read again",
+            self.stop_seconds,
+            self.reason,
+        )
+        os._exit(1)
+
+
+def facts(loop: Loop) -> dict[str, Any]:
+    """What stands on every line of a JSON log."""
+    state = loop.state
+    # Any thread may log: a copy is one step, which the loop cannot come between.
+    positions = sorted(state.positions.copy().items())
+    return {
+        "model": loop.config.name,
+        "version": state.champion,
+        "event": state.events,
+        "offsets": {f"{topic}/{p}": offset for (topic, p), offset in positions[:MAX_OFFSETS]},
+    }
 
 
 @contextmanager
@@ -77,7 +126,7 @@ def only_daemon(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
+def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) -> None:
     registry = open_registry(config.registry, create=True)
     metrics, health = Metrics(config.name), Health(config.http.stalled_seconds)
     in_cluster = config.trainer.job
@@ -91,13 +140,23 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         starting = {"model": config.name, "state": "starting", "reason": health.why}
         return loop.snapshot if loop else starting
 
-    app = application(metrics, health, status, registry, config.http)
+    # Orders over HTTP are an operator's, not the loop's: they go by a registry of their own.
+    orders = open_registry(config.registry)
+    app = application(metrics, health, status, orders, config.http)
     api = ApiServer(app, config.http)
     api.start()
     log.info("%s serves /metrics, /status, /health and /v1", api.url)
+
+    def between() -> None:
+        if signals.reload and read is not None and loop is not None:
+            signals.reload = False
+            reload(loop, partial(_read_again, read, loop.config.model.features))
+            signals.stop_seconds = loop.config.checkpoint.stop_seconds
+            orders.config = loop.config.registry
+
     try:
         journal = JournalWriter(registry.journal, lambda: 0)
-        config, source = open_known(config, registry, checkpoints, journal, health, stop)
+        config, source = open_known(config, registry, checkpoints, journal, health, signals.stop)
         if undeclared(config):
             source.close()  # it was told to end before it knew its features
             return
@@ -113,15 +172,22 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
             actor=_actor(config),
             waiting=open_waiting(config) if later else None,
         )
+        know(partial(facts, loop))
         try:
             loop.start()
-            loop.run(stop)
+            loop.run(signals.stop, between)
         except BaseException as error:
             _close_after(loop, error)
             raise
-        loop.close(reasons[0] if reasons else "the source has ended")
+        loop.close(signals.reason or "the source has ended")
     finally:
         api.stop()
+
+
+def _read_again(read: Callable[[], Config], features: Sequence[FeatureConfig]) -> Config:
+    """The configuration; where it declares no ``features``, with those that are in use."""
+    config = read()
+    return with_features(config, features) if undeclared(config) else config
 
 
 def _actor(config: Config) -> str:

@@ -8,6 +8,7 @@ manager above expects.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -22,11 +23,16 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Protocol, TextIO
 
+from daemon.logs import as_json
+
+log = logging.getLogger("driftd.up")
+
 CONFIG_PROBLEM = 2  # the exit code of a child whose configuration is wrong: no use in trying again
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a crashed child is started again
 CRASHES, WITHIN_SECONDS = 5, 600.0  # more crashes than that in so long: give up
 DRAIN_SECONDS = 40.0  # for the children to end in order, the server's notice and drain included
 LOOK_SECONDS = 0.1
+RELOADS = "daemon"  # the child that reads its configuration again on SIGHUP
 
 
 class Address(Protocol):
@@ -39,6 +45,27 @@ class Address(Protocol):
     @property
     def port(self) -> int:
         """The port to bind; 0: any."""
+
+
+class Terminal:
+    """The terminal that the process was started on, if any: closing it sends SIGHUP, too."""
+
+    def __init__(self) -> None:
+        # Whoever ignores SIGHUP, as under nohup, has been told to outlive it.
+        self._ours = _opens() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is gone, and nobody there to run on for."""
+        return self._ours and not _opens()
+
+
+def _opens() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def check_ports(addresses: Mapping[str, Address]) -> None:
@@ -108,12 +135,13 @@ class Supervisor:
         self._crashes = crashes
         self._drain_seconds = drain_seconds
         self._signals: deque[int] = deque()
+        self._terminal = Terminal()
 
     def run(self) -> int:
         """Start the children and keep them up; the exit code of `driftd up`."""
         before = {
             number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
         try:
             return self._keep_up()
@@ -222,15 +250,25 @@ class Supervisor:
                 self._write(name, line.decode(errors="replace").rstrip("\n"))
 
     def _say(self, message: str) -> None:
-        self._write("up", message)
+        if as_json():
+            log.info("%s", message)
+        else:
+            self._write("up", message)
 
     def _write(self, name: str, line: str) -> None:
         with self._lock:
-            self._output.write(f"{name:<{self._width}} | {line}\n")
+            # A line of JSON says itself which logger it is from; a name before it would spoil it.
+            self._output.write(line if as_json() else f"{name:<{self._width}} | {line}")
+            self._output.write("\n")
             self._output.flush()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._signals.append(number)
+        if number == signal.SIGHUP and not self._terminal.closed:
+            for child in self._children:
+                if child.name == RELOADS:
+                    self._send(child, number)
+            return
+        self._signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 def _ending(code: int) -> str:

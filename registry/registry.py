@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -588,6 +589,33 @@ class Registry:
         self._store.remove(f"{REQUESTS}/{request.id}.json")
 
     # ---------------------------------------------------------------- inside
+
+    def try_out(self) -> float:
+        """Write, compare-and-swap, read and remove a document of its own, as every order does.
+
+        Seconds by which the storage's clock is ahead of this machine's, to within about one.
+        Raises `StorageError` if the storage refuses, or does not keep its word.
+        """
+        name, store = f"trial-{secrets.token_hex(8)}.json", self._store
+        began = time.time()
+        if not store.swap(name, b"{}", None):
+            raise StorageError(f"{store.location} says that a document was there before it was")
+        try:
+            ahead = store.written(name) - (began + time.time()) / 2
+            document = store.read(name)
+            if document is None or document.data != b"{}":
+                raise StorageError(f"{store.location} does not give back what was written")
+            if not store.swap(name, b'{"second": 1}', document.token):
+                raise StorageError(f"{store.location} refuses a write on the right condition")
+            for token in (None, document.token):
+                if store.swap(name, b'{"third": 1}', token):
+                    raise StorageError(
+                        f"{store.location} ignores the condition of a write: two daemons could"
+                        " both move the champion. Use storage with conditional writes"
+                    )
+        finally:
+            store.remove(name)
+        return ahead
 
     def mend(self) -> None:
         """Finish what a crash interrupted: a torn journal row, a move without its row."""

@@ -98,6 +98,12 @@ class S3Store:
     def write(self, name: str, data: bytes) -> None:
         self._put_plain(name, data)
 
+    def written(self, name: str) -> float:
+        with self._talking():
+            found = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+            return float(found["LastModified"].timestamp())
+        raise AssertionError  # what does not answer has raised
+
     def names(self, folder: str) -> list[str]:
         # Not by delimiter: some servers go on naming folders that have become empty.
         start = f"{self._prefix}{folder}/"

@@ -84,6 +84,9 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Replace a document that has one writer only, without a lock."""
 
+    def written(self, name: str) -> float:
+        """When the document was written, by the storage's own clock: seconds since 1970."""
+
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, sorted; empty if there is no such folder."""
 
@@ -177,6 +180,10 @@ class LocalStore:
     def write(self, name: str, data: bytes) -> None:
         with explained(self.root):
             replace_file(self.root / name, data)
+
+    def written(self, name: str) -> float:
+        with explained(self.root / name):
+            return (self.root / name).stat().st_mtime
 
     def names(self, folder: str) -> list[str]:
         with explained(self.root / folder):

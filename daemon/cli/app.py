@@ -7,6 +7,7 @@ is a bug and keeps its traceback.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ TRAINING_EXTRA = ("kafka", "onnx", "peft", "river", "scipy", "torch", "transform
 COMMANDS = {
     "init": "setup",
     "check": "setup",
+    "doctor": "doctor",
     "run": "processes",
     "serve": "processes",
     "up": "processes",
@@ -128,6 +130,13 @@ def _release() -> str:
     show_envvar=True,
     help="Certificate authority (PEM) of its TLS; else the system's.",
 )
+@click.option(
+    "--cert-file",
+    type=click.Path(path_type=Path),
+    envvar="DRIFTD_CERT_FILE",
+    show_envvar=True,
+    help="Your certificate and key (PEM, one file), where it asks for one.",
+)
 @click.option("--context", metavar="NAME", help="kubectl's context: the daemon is in that cluster.")
 @click.option("--namespace", metavar="NAME", help="The daemon's namespace there.")
 @click.option("--release", metavar="NAME", help="Its Helm release, where there are several.")
@@ -137,6 +146,7 @@ def driftd(
     url: str | None,
     token_file: Path | None,
     ca_file: Path | None,
+    cert_file: Path | None,
     context: str | None,
     namespace: str | None,
     release: str | None,
@@ -167,7 +177,8 @@ def driftd(
         raise click.UsageError(f"`driftd {ctx.invoked_subcommand}` works on this machine only.")
     if in_cluster or url:
         where = None if in_cluster else url
-        ctx.obj = Elsewhere(where, token_file, ca_file, context, namespace, release, explicit)
+        files = (token_file, ca_file, cert_file)
+        ctx.obj = Elsewhere(where, *files, context, namespace, release, explicit)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -237,5 +248,9 @@ def _words(error: Any) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    click.echo(f"driftd: {message}", err=True)
+    logs = sys.modules.get("daemon.logs")
+    if logs is not None and logs.as_json():
+        logging.getLogger("driftd").error("%s", message)
+    else:
+        click.echo(f"driftd: {message}", err=True)
     return code

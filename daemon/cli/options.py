@@ -76,6 +76,7 @@ class Elsewhere:
     url: str | None
     token_file: Path | None
     ca_file: Path | None
+    cert_file: Path | None
     context: str | None
     namespace: str | None
     release: str | None
@@ -84,16 +85,22 @@ class Elsewhere:
     @contextmanager
     def reached(self) -> Iterator[Client]:
         """Its control API, as long as the block lasts."""
-        token = self._token()
         if self.url is not None:
-            yield Client(self.url, token=token, ca_file=self.ca_file)
+            yield self._client(self.url)
             return
         from daemon.cli.cluster import forwarded
 
         with forwarded(self.context, self.namespace, self.release) as forward:
-            yield Client(
-                forward.url, token=token, ca_file=self.ca_file, server_name=forward.server_name
-            )
+            yield self._client(forward.url, forward.server_name)
+
+    def _client(self, url: str, server_name: str | None = None) -> Client:
+        return Client(
+            url,
+            token=self._token(),
+            ca_file=self.ca_file,
+            cert_file=self.cert_file,
+            server_name=server_name,
+        )
 
     def _token(self) -> str | None:
         if self.token_file is not None:

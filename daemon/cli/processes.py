@@ -44,8 +44,9 @@ supervised_option = click.option(
 def run(config_path: Path) -> None:
     """Run the daemon: watch for drift, repair the model.
 
-    Ends in order on SIGTERM or Ctrl-C: the trainer is stopped and a checkpoint written. A source
-    that ends (a file that is not followed, standard input) ends the daemon too.
+    Ends in order on SIGTERM or Ctrl-C, within checkpoint.stop_seconds: the trainer is stopped and
+    a checkpoint written. A source that ends (a file that is not followed, standard input) ends the
+    daemon too. SIGHUP reads the configuration again; the journal says what changed.
 
     \b
     Examples:
@@ -64,7 +65,7 @@ def run(config_path: Path) -> None:
     set_up(config.log)
     from daemon import service
 
-    service.run(config)
+    service.run(config, lambda: load_config(config_path, os.environ))
 
 
 @click.command()
@@ -93,9 +94,9 @@ def serve(config_path: Path) -> None:
 def up(config_path: Path) -> int:
     """Run daemon and server together on this machine.
 
-    Both are child processes: what they log is prefixed with their name, one that crashes is
-    started again after a pause, and SIGTERM or Ctrl-C ends both in order. Exits with 1 when one
-    of them cannot be kept up.
+    Both are child processes: what they log (unless as JSON) is prefixed with their name, one that
+    crashes is started again after a pause, and SIGTERM or Ctrl-C ends both in order. Exits with 1
+    when one of them cannot be kept up.
 
     \b
     Examples:
@@ -115,4 +116,5 @@ def up(config_path: Path) -> int:
         )
     check_ports({"http": config.http, "server": config.server})
     open_registry(config.registry, create=True)
+    set_up(config.log)
     return Supervisor(commands(config_path)).run()

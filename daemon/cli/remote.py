@@ -34,9 +34,12 @@ class Client:
         *,
         token: str | None = None,
         ca_file: Path | None = None,
+        cert_file: Path | None = None,
         server_name: str | None = None,
     ) -> None:
-        """``server_name``: the name in the server's certificate, where it is not the URL's host.
+        """cert_file: the client's certificate and key, PEM, where the daemon asks for one.
+
+        server_name: the name in the server's certificate, where it is not the URL's host.
 
         Raises `RegistryError` for a URL or a file of certificates that is none.
         """
@@ -55,8 +58,11 @@ class Client:
         if parts.scheme == "https":
             try:
                 self._tls = ssl.create_default_context(cafile=ca_file)
+                if cert_file is not None:
+                    self._tls.load_cert_chain(cert_file)
             except OSError as error:
-                raise RegistryError(f"cannot use the certificates in {ca_file}: {error}") from error
+                files = " and ".join(str(file) for file in (ca_file, cert_file) if file)
+                raise RegistryError(f"cannot use the certificates in {files}: {error}") from error
 
     def ask(self, verb: str, given: Mapping[str, Any]) -> Any:
         """The answer of a verb that looks. Raises `NotFound`, `RegistryError`."""

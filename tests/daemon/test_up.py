@@ -1,5 +1,6 @@
 """`driftd up`: two children kept up, taken down in order, and given up when it is no use."""
 
+import json
 import os
 import signal
 import socket
@@ -43,6 +44,10 @@ print("up")
 while True:
     time.sleep(0.05)
 """
+RELOADS = f"""
+import signal
+signal.signal(signal.SIGHUP, lambda number, frame: print("reloading"))
+{STAYS}"""
 DEAF = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -114,6 +119,32 @@ def test_a_signal_ends_both_in_order(
     assert up.ended() == 0
     assert up.has(f"daemon | ending on {number.name}")
     assert up.has(f"server | ending on {number.name}")
+
+
+def test_a_hang_up_is_passed_on_to_the_daemon(little: Any, eventually: Eventually) -> None:
+    up = little(RELOADS, STAYS)  # the server would die of it
+    eventually(up.both_up)
+    up.process.send_signal(signal.SIGHUP)
+    eventually(lambda: up.has("daemon | reloading"))
+    up.process.terminate()
+    assert up.ended() == 0
+
+
+def test_with_json_there_is_nothing_but_json(tmp_path: Path, eventually: Eventually) -> None:
+    (tmp_path / "events.jsonl").touch()
+    (tmp_path / "driftd.yaml").write_text(
+        "source: {kind: file, path: events.jsonl}\nlog: {format: json}\n"
+        "server: {port: 0, notice_seconds: 0}\nhttp: {port: 0}\n"
+    )
+    up = Up(sys.executable, "-m", "daemon.cli", "up", cwd=tmp_path)
+    try:
+        eventually(lambda: up.has("listening on http://127.0.0.1:"), 60)
+        eventually(lambda: up.has("daemon has finished"), 60)
+    finally:
+        up.process.terminate()
+        assert up.ended() == 0
+    rows = [json.loads(line) for line in up.lines]
+    assert {"driftd.up", "driftd.service"} <= {row["logger"] for row in rows}
 
 
 def test_a_child_that_crashes_is_started_again_and_the_other_left_alone(

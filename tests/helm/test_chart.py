@@ -216,6 +216,10 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
             "server.kserve needs monitoring.scrape: PodMonitor",
         ),
         (
+            {"config": {"source": SOURCE, "checkpoint": {"stop_seconds": 58}}},
+            "daemon.terminationGracePeriodSeconds must be 5 more than config.checkpoint",
+        ),
+        (
             {"mode": "apart", "server": {"kserve": {"enabled": True}, "tlsSecret": "cert"}},
             "server.tlsSecret does not go with server.kserve",
         ),

@@ -45,6 +45,8 @@ def stack(
     made.configure(
         {"kind": "file", "path": str(events), "follow": True},
         http={"port": made.http, "access": {"tokens": str(folder / "tokens")}},
+        log={"format": "json", "level": "debug"},
+        trainer={"nice": 0},
     )
     made.start("run")
     made.wait(lambda: made.rows("promote") and get(made.http, "/health/ready")[0] == 200, 120)
@@ -238,6 +240,30 @@ def test_certificates_are_checked_under_the_name_of_the_service(
             Client(server.url, ca_file=tmp_path / "none")
     finally:
         server.stop()
+    tls["client_ca"] = str(authority.ca)
+    config = HttpConfig.model_validate({"port": 0, "tls": tls})
+    server = ApiServer(application(Metrics("m"), Health(), dict, registry, config), config)
+    server.start()
+    try:
+        both = tmp_path / "both.pem"
+        both.write_bytes(b"".join(file.read_bytes() for file in authority.issue("bob")))
+        assert Client(server.url, ca_file=authority.ca, cert_file=both).ask("versions", {})
+        with pytest.raises(NotFound, match="no daemon answers"):
+            Client(server.url, ca_file=authority.ca).ask("versions", {})
+    finally:
+        server.stop()
+
+
+def test_every_line_of_the_log_says_version_and_offsets(stack: Stack) -> None:
+    get(stack.http, "/nowhere")
+    lines = [json.loads(line) for line in stack.processes[0].output().splitlines()]
+    assert len(lines) > 1
+    assert all(line["release"] and line["time"].endswith("Z") for line in lines)
+    (serves,) = (line for line in lines if "serves now" in line["message"])
+    assert (serves["model"], serves["version"]) == ("table", "v0001")
+    (place,) = serves["offsets"]
+    assert place.endswith("events.jsonl/0")
+    assert serves["event"] == serves["offsets"][place] == 900
 
 
 # ------------------------------------------------------------------ through kubectl

@@ -135,6 +135,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not .Values.config.source -}}
 {{- fail "config.source is missing: say where events come from, as in the chart's README" -}}
 {{- end -}}
+{{- $stop := dig "checkpoint" "stop_seconds" 25.0 .Values.config -}}
+{{- if gt (addf $stop 5.0) (float64 .Values.daemon.terminationGracePeriodSeconds) -}}
+{{- fail (printf "daemon.terminationGracePeriodSeconds must be 5 more than config.checkpoint.stop_seconds (%v)" $stop) -}}
+{{- end -}}
 {{- if eq .Values.mode "together" -}}
 {{- if .Values.server.autoscaling.enabled -}}
 {{- fail "server.autoscaling needs mode: apart, as the servers of `together` live in the daemon's pod" -}}
