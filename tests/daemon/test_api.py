@@ -321,6 +321,7 @@ def test_answers_are_as_the_document_says(api: Api, registry: Registry) -> None:
         "show": "version=v0002",
         "diff": "a=v0001&b=v0002",
         "promote": {"version": "v0003"},
+        "route": {"mode": "off"},
         "pin": {"version": "v0002"},
         "release": {"case": "q0001"},
         "drop": {"case": "q0001"},
