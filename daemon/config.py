@@ -113,13 +113,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        found = list(_disagreements(self))
+        found = list(disagreements(self))
         if found:
             raise DisagreementError(found)
         return self
 
 
-def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
+def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
     letters, source = config.dead_letters, config.source
     if isinstance(letters, TopicLettersConfig):
         if not isinstance(source, KafkaSourceConfig):
@@ -148,6 +148,8 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
             yield ("sharing", "enabled"), "needs a Kafka topic as the source"
         elif config.sharing.topic in (source.topic, getattr(letters, "topic", "")):
             yield ("sharing", "topic"), "must be a topic of its own"
+        if config.model.task == "tabular" and not config.model.features:
+            yield ("sharing", "enabled"), "needs the table's columns declared (model.features)"
         if isinstance(source, KafkaSourceConfig) and source.labels is not None:
             yield ("sharing", "enabled"), "cannot go with source.labels yet: what waits is local"
     if config.events.unknown_label == "reject" and not config.model.labels:
@@ -160,7 +162,7 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
         config.server.port,
     ):
         yield ("http", "port"), f"{config.http.port} is the inference server's port too"
-    if config.model.task == "tabular":
+    if config.model.task == "tabular" and config.model.features:
         names = {feature.name for feature in config.model.features}
         for name in config.fields.features.keys() - names:
             yield ("fields", "features", name), "is not a feature of the model (model.features)"

@@ -46,7 +46,7 @@ class Feature(Protocol):
         """The feature's name in the model."""
 
     @property
-    def kind(self) -> Literal["numeric", "boolean", "categorical"]:
+    def kind(self) -> Literal["numeric", "boolean", "categorical", "hashed"]:
         """What its values are."""
 
 
@@ -67,6 +67,15 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def extend(self, more: Records) -> None:
+        """Add records that were read after these."""
+        self.oversized |= {len(self) + i: size for i, size in more.oversized.items()}
+        self.values += more.values
+        self.topics += more.topics
+        self.partitions += more.partitions
+        self.offsets += more.offsets
+        self.timestamps += more.timestamps
 
 
 class KnownLabels:
@@ -118,8 +127,9 @@ class KnownLabels:
 class Decoder:
     """Decodes records by the user's own field names.
 
-    ``features``: the declared features for a table, None for text. ``clock``: seconds since the
-    epoch, for the limits on an event's time. ``read``: the format, see `daemon.formats`.
+    ``features``: the features of a table, None for text. ``clock``: seconds since the epoch, for
+    the limits on an event's time. ``hint``: for whoever reads that a feature is of another kind.
+    ``read``: the format, see `daemon.formats`.
 
     >>> from daemon.stream_config import EventsConfig, FieldsConfig
     >>> decoder = Decoder(FieldsConfig(input="post.body", label="topic"), EventsConfig())
@@ -138,11 +148,15 @@ class Decoder:
         events: EventsConfig,
         features: Sequence[Feature] | None = None,
         clock: Callable[[], float] = time.time,
+        hint: str = "",
         read: Reader = read_json,
     ) -> None:
         self._events = events
+        self._fields = fields
+        self._hint = hint
         self._clock = clock
-        self._read = read
+        self.read = read
+        self._steady = clock() - time.monotonic()
         self._label_path = fields.label
         self._label = getter(fields.label)
         self._id = (fields.id, getter(fields.id)) if fields.id else None
@@ -153,12 +167,27 @@ class Decoder:
             self._dtype = np.dtype(object)
             self._input = _text_reader(fields.input)
         else:
-            self._dtype = features_dtype(features)
-            self._input = _row_reader(features, fields.features)
+            self.read_rows(features)
         self.known = KnownLabels(events)
         #: Whether events are meant to carry their label; where none does, that is worth a warning.
         self.labels_expected = True
         self._unlabelled = 0  # events so far without a label field; -1 once one had it
+
+    def read_rows(self, features: Sequence[Feature]) -> None:
+        """Read tables of these features from now on."""
+        self._dtype = features_dtype(features)
+        self._input = _row_reader(features, self._fields.features, self._hint)
+
+    def glance(self, value: bytes | None, size: int | None = None) -> dict[str, Any] | None:
+        """The object in a record, None where there is none; nothing is counted or refused."""
+        try:
+            return read_object(value, size, self._events, self.read)
+        except RefusedError:
+            return None
+
+    def has_label(self, event: dict[str, Any]) -> bool:
+        """Whether the field of the label holds anything."""
+        return self._label(event) not in (MISSING, None, "")
 
     def know(self, labels: Iterable[str]) -> None:
         """Tell the decoder which labels the model has, for the limits on new ones."""
@@ -170,6 +199,10 @@ class Decoder:
         Raises FormatAway, where it cannot be told for now, and nothing else.
         """
         now = self._clock()
+        # What the clock would show had nobody set it since the start. A limit is exceeded if it is
+        # by both: a clock that jumps must not have the daemon refuse what comes in.
+        steady = self._steady + time.monotonic()
+        early, late = min(now, steady), max(now, steady)
         kept: list[int] = []
         ids: list[str] = []
         times: list[float] = []
@@ -179,9 +212,11 @@ class Decoder:
         rejected: list[Rejected] = []
         for i, value in enumerate(records.values):
             try:
-                event = read_object(value, records.oversized.get(i), self._events, self._read)
+                event = read_object(value, records.oversized.get(i), self._events, self.read)
                 item = self._input(event)
-                seconds = self._seconds(event, records.timestamps[i], now)
+                stamp = records.timestamps[i]
+                arrived = now if stamp == NO_TIME else stamp / 1000.0
+                seconds = self._seconds(event, arrived, early, late)
                 name = self._name(event)
                 label = self._read_label(event)
             except RefusedError as refused:
@@ -214,13 +249,13 @@ class Decoder:
     def _name(self, event: dict[str, Any]) -> str | None:
         return None if self._id is None else read_id(self._id[0], self._id[1](event))
 
-    def _seconds(self, event: dict[str, Any], timestamp: int, now: float) -> float:
+    def _seconds(self, event: dict[str, Any], arrived: float, early: float, late: float) -> float:
         if self._time is not None:
             path, get = self._time
             seconds = event_time(path, get(event))
         else:
-            seconds = now if timestamp == NO_TIME else timestamp / 1000.0
-        check_time(seconds, now, self._events)
+            seconds = arrived
+        check_time(seconds, early, late, self._events)
         return seconds
 
     def _read_label(self, event: dict[str, Any]) -> str | None:
@@ -279,9 +314,12 @@ def read_labeller(value: Any) -> str | None:
     return name if name and len(name) <= MAX_ID else None
 
 
-def check_time(seconds: float, now: float, events: EventsConfig) -> None:
-    """Refuse what lies too far ahead of the clock, or behind it."""
-    ahead = seconds - now
+def check_time(seconds: float, early: float, late: float, events: EventsConfig) -> None:
+    """Refuse what lies too far ahead of the clock, or behind it.
+
+    ``early`` and ``late``: what it shows, and what it would show had nobody set it.
+    """
+    ahead, age = seconds - late, early - seconds
     if ahead > events.max_future_seconds:
         raise RefusedError(
             Reason.FUTURE,
@@ -289,17 +327,18 @@ def check_time(seconds: float, now: float, events: EventsConfig) -> None:
             f" events.max_future_seconds ({events.max_future_seconds:g})",
         )
     oldest = events.max_age_seconds
-    if oldest is not None and -ahead > oldest:
+    if oldest is not None and age > oldest:
         raise RefusedError(
             Reason.TOO_OLD,
-            f"the event's time {_iso(seconds)} is {-ahead:.0f} s ago, over"
+            f"the event's time {_iso(seconds)} is {age:.0f} s ago, over"
             f" events.max_age_seconds ({oldest:g})",
         )
 
 
 def features_dtype(features: Sequence[Feature]) -> np.dtype[Any]:
-    """The dtype of a table's inputs: float64 for numeric and boolean, object for categorical."""
-    return np.dtype([(f.name, object if f.kind == "categorical" else "<f8") for f in features])
+    """The dtype of a table's inputs: float64 for numeric and boolean, object for the others."""
+    kinds = {f.name: "<f8" if f.kind in ("numeric", "boolean") else object for f in features}
+    return np.dtype(list(kinds.items()))
 
 
 def getter(path: str) -> Getter:
@@ -344,11 +383,16 @@ def _text_reader(paths: Sequence[str]) -> Callable[[dict[str, Any]], str]:
 
 
 def _row_reader(
-    features: Sequence[Feature], names: dict[str, str]
+    features: Sequence[Feature], names: dict[str, str], hint: str = ""
 ) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    read_value = {"numeric": _number, "boolean": _boolean, "categorical": _category}
+    read_value = {"numeric": _number, "boolean": _boolean}
     columns = [
-        (path := names.get(f.name, f.name), getter(path), f.name, read_value[f.kind])
+        (
+            path := names.get(f.name, f.name),
+            getter(path),
+            f.name,
+            read_value.get(f.kind, _category),
+        )
         for f in features
     ]
 
@@ -359,7 +403,10 @@ def _row_reader(
             value = get(event)
             if value is not MISSING and value is not None and value != "":
                 empty = False
-            row.append(convert(path, name, value))
+            try:
+                row.append(convert(path, name, value))
+            except RefusedError as refused:
+                raise RefusedError(refused.reason, refused.detail + hint) from None
         if empty:
             raise RefusedError(Reason.EMPTY_INPUT, "every feature is missing or null")
         return tuple(row)

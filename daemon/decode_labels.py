@@ -53,6 +53,7 @@ class LabelDecoder:
         self._events = events
         self._known = known
         self._clock = clock
+        self._steady = clock() - time.monotonic()
         self._id_path = labels.id or fields.id or "id"
         self._id = getter(self._id_path)
         self._label_path = labels.label or fields.label
@@ -64,6 +65,8 @@ class LabelDecoder:
     def decode(self, records: Records) -> tuple[LabelBatch, list[Rejected]]:
         """All labels among ``records``, and all that are none."""
         now = self._clock()
+        steady = self._steady + time.monotonic()  # see `Decoder.decode`
+        early, late = min(now, steady), max(now, steady)
         ids: list[str] = []
         labels: list[str] = []
         times: list[float] = []
@@ -81,7 +84,7 @@ class LabelDecoder:
                 else:
                     stamp = records.timestamps[i]
                     seconds = now if stamp == NO_TIME else stamp / 1000.0
-                check_time(seconds, now, self._events)
+                check_time(seconds, early, late, self._events)
             except RefusedError as refused:
                 rejected.append(refused_record(records, i, refused))
                 continue

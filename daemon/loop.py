@@ -28,6 +28,7 @@ from daemon.delayed import Delayed, Joined, Made
 from daemon.events import EMPTY, EventBatch, LabelBatch
 from daemon.joining import JoinError, JoinFull, Waiting
 from daemon.journal import JournalWriter
+from daemon.ledger import Ledger
 from daemon.metrics import Metrics
 from daemon.pace import Pace
 from daemon.repair import Repair
@@ -82,6 +83,8 @@ class Loop:
         self.source = source
         self.dead_letters = dead_letters
         self.checkpoints = checkpoints
+        path = config.checkpoint.path / "ledger.jsonl"
+        self.ledger = Ledger(path) if config.checkpoint.ledger else None
         self.metrics = metrics or Metrics(config.name)
         self.health = health or Health()
         self.actor = actor
@@ -124,6 +127,7 @@ class Loop:
         self._started = clock.time()
         self._last_time = float("nan")
         self._connected: bool | None = None
+        self._torn = False
         self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
 
     # ---------------------------------------------------------------- life
@@ -139,6 +143,8 @@ class Loop:
         if found:
             self.state.restore(found)
             self.source.know(self.state.classes.names)
+            if self.ledger:
+                self.ledger.restore(found.values.get("ledger", 0))
         if self.delayed is not None:
             self.delayed.restore(found.values.get("delayed") if found else None)
         if self.sharing is not None:
@@ -175,10 +181,15 @@ class Loop:
         return self.repair.trainer.running
 
     def close(self, reason: str) -> None:
-        """Stop the trainer, write a last checkpoint, let go of the source."""
+        """Stop the trainer, write a last checkpoint, let go of the source.
+
+        After an error in the midst of a batch there is none: it would hold a half of the batch, and
+        the restart would count that half twice.
+        """
         self.repair.close()
         try:
-            self.checkpoint()
+            if not self._torn:
+                self.checkpoint()
         finally:
             self.journal.write("stopped", champion=self.state.champion, reason=reason)
             if self.sharing is not None:
@@ -204,6 +215,7 @@ class Loop:
         except RegistryError as error:
             self._survived("registry", error)
         batch, positions = polled.batch, polled.positions
+        self._torn = bool(polled)
         if self.delayed is not None:
             batch = self.delayed.meet(batch)
         if self.sharing is not None:
@@ -221,6 +233,7 @@ class Loop:
         self.state.positions |= positions
         if self.sharing is not None:
             self._take_guests(self.sharing)
+        self._torn = False
         try:
             if self.leads:
                 self._serve_requests()
@@ -254,6 +267,7 @@ class Loop:
             state.memory.add(_examples(batch, numbers, labels), "")
             if self.delayed is not None:
                 self.delayed.keep(batch, numbers)
+            self._note(batch, known, labels)
             state.events += len(batch)
             return
         with self.metrics.inference_seconds().time():
@@ -319,6 +333,10 @@ class Loop:
         admitted = self.admission.admit(examples, who, answer.take(rows), champion)
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
+        if made is None:
+            self._note(batch, known, labels)
+        elif self.ledger:
+            self.ledger.later(numbers, batch, labels < 0)
         given = self._given(batch, answer, labels, made)
         own = (labels >= 0) & (given >= 0)
         state.prequential.observe(numbers[own], given[own] == labels[own])
@@ -339,8 +357,14 @@ class Loop:
                 examples, labels = examples.take(learned), labels.copy()
                 labels[rows[admitted][~learned]] = -1
             self._learn_online(batch, answer, labels)
+            self._meet_rivals(batch, answer, labels, numbers)
             state.memory.add(examples, champion.encoder)
         return signals
+
+    def _note(self, batch: EventBatch, known: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
+        """Into the ledger. known: bool [n], a label came; labels: int64 [n], -1 if none counts."""
+        if self.ledger:
+            self.ledger.note(self.state.events, batch, known, known & (labels < 0))
 
     def _given(
         self,
@@ -433,6 +457,27 @@ class Loop:
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
             state.online.learn(*seen, truth)
 
+    def _meet_rivals(
+        self,
+        batch: EventBatch,
+        answer: Answer,
+        labels: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+    ) -> None:
+        rivals, rows = self.state.rivals, np.flatnonzero(labels >= 0)
+        if not rivals.all or not len(rows):
+            return
+        right = answer.predicted[rows] == labels[rows]
+        for rival in rivals.all:
+            rival.meet(batch.inputs[rows], batch.labels[rows], numbers[rows], right)
+        for rival in rivals.shown_better():
+            self.journal.write(
+                "rival-better",
+                rival=rival.name,
+                champion=self.state.champion,
+                **rival.test.as_dict(),
+            )
+
     # ---------------------------------------------------------------- several daemons
 
     def _share(self, sharing: Sharing) -> None:
@@ -450,6 +495,7 @@ class Loop:
             self._survived("handover", error)
             return
         if len(guests):
+            self._torn = True
             self.take_in(guests)
 
     def _lead(self, term: int) -> None:
@@ -484,6 +530,8 @@ class Loop:
                 self.delayed.waiting.flush()
                 if self.delayed.queued:
                     return self._hold()
+            if self.ledger and self.ledger.full:
+                self.ledger.sync()
             if self._finite and self.repair.trainer.running:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
@@ -492,7 +540,7 @@ class Loop:
         except (DeadLetterError, CheckpointError) as error:
             if isinstance(error, JoinError) and not isinstance(error, JoinFull):
                 raise
-            where = "dead-letters" if isinstance(error, DeadLetterError) else "waiting"
+            where = "dead-letters" if isinstance(error, DeadLetterError) else "checkpoint"
             self._survived(where, error)
             time.sleep(POLL_SECONDS)
             return self._hold()
@@ -605,6 +653,8 @@ class Loop:
             self.sharing.hand_over()
         began = time.perf_counter()
         values = self.state.values()
+        if self.ledger:
+            values["ledger"] = self.ledger.sync()
         if self.sharing is not None:
             values["sharing"] = self.sharing.values()
         if self.delayed is not None:
@@ -634,6 +684,9 @@ class Loop:
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
             self.metrics.estimated_accuracy(bound).set(share)
+        for rival in state.rivals.all:
+            if rival.score.labelled:
+                self.metrics.rival_accuracy(rival.name).set(rival.score.recent_accuracy)
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
@@ -644,14 +697,17 @@ class Loop:
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")
-        self.health.ready = self.champion is not None and source.connected
+        located = bool(state.positions or source.positions())
+        self.health.ready = self.champion is not None and source.connected and located
         if self.health.ready:
             self.health.why = "ready"
         elif self.champion is None:
             warmup = self.config.bootstrap.warmup_events
             self.health.why = f"no champion yet: {state.memory.labelled} of {warmup} events"
-        else:
+        elif not source.connected:
             self.health.why = "the source is away"
+        else:
+            self.health.why = "no position in the source yet: it has no partition"
         self.snapshot = self.status()
         self.metrics.lag_events().set(self.snapshot["source"]["lag_events"] or 0)
         for part, count in self.snapshot["memory"].items():
@@ -686,12 +742,14 @@ class Loop:
             "champion": state.champion,
             "champion_since": state.champion_since,
             "labels": list(self.champion.labels) if self.champion else [],
+            "features": {f.name: f.kind for f in self.config.model.features},
             "paused": self.paused,
             "pinned": self.pinned,
             "events": state.events,
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
+            "rivals": {rival.name: rival.as_dict() for rival in state.rivals.all},
             "estimated_accuracy": {k: round(v, 4) for k, v in self._estimated().items()} or None,
             "source": {
                 "connected": self.source.connected,

@@ -20,6 +20,7 @@ from .errors import (
     NotFound,
     PinnedError,
     RegistryError,
+    Repeated,
     StorageError,
     Superseded,
     Untrusted,
@@ -30,11 +31,12 @@ from .lease import Lease
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
 from .registry import Registry, Request, Version, open_registry
-from .routing import Counts, Routing, Traffic
+from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
 from .store import Store
 
 __all__ = [
+    "MODES",
     "Conflict",
     "Control",
     "Corrupt",
@@ -46,12 +48,14 @@ __all__ = [
     "Lease",
     "Manifest",
     "ManifestDraft",
+    "Mode",
     "Move",
     "NotFound",
     "PinnedError",
     "Registry",
     "RegistryConfig",
     "RegistryError",
+    "Repeated",
     "Request",
     "Routing",
     "Row",

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class RegistryError(Exception):
@@ -31,6 +32,14 @@ class Conflict(RegistryError):
 
 class Superseded(Conflict):
     """A daemon that led before, or was frozen meanwhile, is not the leader any more."""
+
+
+class Repeated(RegistryError):
+    """An order with this request id was carried out before; ``row`` is its row in the journal."""
+
+    def __init__(self, message: str, row: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class PinnedError(RegistryError):

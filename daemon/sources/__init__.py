@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 __all__ = ["LinesSource", "Partition", "Poll", "Source", "SourceError", "open_source"]
 
 
-def open_source(config: Config) -> Source:
-    """The configured source, not yet started. A Kafka group is named after the model."""
+def open_source(config: Config, decoder: Decoder | None = None) -> Source:
+    """The configured source, not yet started. A Kafka group is named after the model.
+
+    ``decoder``: another than the one for the declared features.
+    """
     features = config.model.features if config.model.task == "tabular" else None
     source = config.source
     try:
         read = open_reader(source) if isinstance(source, KafkaSourceConfig) else read_json
-        decoder = Decoder(config.fields, config.events, features, read=read)
     except FormatError as error:
         raise SourceError(str(error)) from error
+    decoder = decoder or Decoder(config.fields, config.events, features)
+    decoder.read = read
     decoder.know(config.model.labels or ())
     if isinstance(source, KafkaSourceConfig):
         from daemon.sources.kafka import KafkaSource
