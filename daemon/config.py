@@ -148,10 +148,10 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
             yield ("sharing", "enabled"), "needs a Kafka topic as the source"
         elif config.sharing.topic in (source.topic, getattr(letters, "topic", "")):
             yield ("sharing", "topic"), "must be a topic of its own"
+        if config.model.task == "tabular" and not config.model.features:
+            yield ("sharing", "enabled"), "needs the table's columns declared (model.features)"
         if isinstance(source, KafkaSourceConfig) and source.labels is not None:
             yield ("sharing", "enabled"), "cannot go with source.labels yet: what waits is local"
-        if config.model.task == "tabular" and not config.model.features:
-            yield ("sharing", "enabled"), "needs declared features (model.features)"
     if config.model.number:
         if config.sharing.enabled:
             yield ("sharing", "enabled"), "cannot go with a number as model.target yet"

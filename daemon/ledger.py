@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ class Ledger:
     """A file of JSON lines: ``[number, id, topic, partition, offset, fate]``.
 
     number: which event of all it was. fate: "labelled" (its label counted), "unlabelled", or
-    "held" (its label went to the quarantine). Not thread-safe.
+    "held" (its label went to the quarantine). A label that comes later, by itself, has a line of
+    its own: "joined", or "held". Not thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,9 +49,16 @@ class Ledger:
     ) -> None:
         """Take down ``n`` events, numbered from ``first``; labelled and held: bool [n]."""
         fates = np.where(held, "held", np.where(labelled, "labelled", "unlabelled")).tolist()
+        self._write(range(first, first + len(batch)), batch, fates)
+
+    def later(self, numbers: NDArray[np.int64], batch: EventBatch, held: NDArray[np.bool_]) -> None:
+        """Labels came of ``n`` events noted before; numbers: int64 [n], held: bool [n]."""
+        self._write(numbers.tolist(), batch, np.where(held, "held", "joined").tolist())
+
+    def _write(self, numbers: Iterable[int], batch: EventBatch, fates: list[str]) -> None:
         columns = (batch.ids, batch.topics, batch.partitions, batch.offsets)
-        rows = zip(*(column.tolist() for column in columns), fates, strict=True)
-        lines = b"".join(orjson.dumps([first + i, *row]) + b"\n" for i, row in enumerate(rows))
+        rows = zip(numbers, *(column.tolist() for column in columns), fates, strict=True)
+        lines = b"".join(orjson.dumps(row) + b"\n" for row in rows)
         self._waiting.append(lines)
         self._bytes += len(lines)
 

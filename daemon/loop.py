@@ -231,6 +231,7 @@ class Loop:
         except RegistryError as error:
             self._survived("registry", error)
         batch, positions = polled.batch, polled.positions
+        self._torn = bool(polled)
         if self.delayed is not None:
             batch = self.delayed.meet(batch)
         if self.sharing is not None:
@@ -239,7 +240,6 @@ class Loop:
             ours = self.sharing.partitions
             positions = {place: at for place, at in positions.items() if place in ours}
             self.sharing.offer(batch)
-        self._torn = True
         if len(batch):
             self.take_in(batch)
             self.metrics.batch_events().observe(len(batch))
@@ -353,6 +353,8 @@ class Loop:
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
         if made is None:
             self._note(batch, known, labels)
+        elif self.ledger:
+            self.ledger.later(numbers, batch, labels < 0)
         given, own = self._given(batch, answer, labels, truth, made)
         state.prequential.observe(numbers[own], right(state.scale, given[own], truth[own]))
         if state.scale:
@@ -533,6 +535,7 @@ class Loop:
             self._survived("handover", error)
             return
         if len(guests):
+            self._torn = True
             self.take_in(guests)
 
     def _lead(self, term: int) -> None:

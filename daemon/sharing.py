@@ -198,6 +198,7 @@ class Sharing:
                 if self.handover is not None:
                     self.handover.rest()
                 lost(f"the lease of term {self._registry.term} has run out")
+                self._registry.term = None  # what operators order through this daemon is theirs
             self._metrics.leader().set(self.leads)
             self._metrics.leader_term().set(self.lease.term)
         if self.lease.held and not self._leads:

@@ -22,7 +22,6 @@ from daemon.events import Rejected
 from daemon.sources import SourceError
 from daemon.sources.kafka import KafkaSource, probe
 from daemon.stream_config import EventsConfig, FieldsConfig, KafkaSourceConfig
-from tests.certificates import certificates
 
 Event = Callable[[int], bytes]
 Eventually = Callable[..., None]
@@ -244,15 +243,20 @@ def test_through_tls_with_a_client_certificate(
     fragile: Any, fast_group: dict[str, int], event: Event, tmp_path: Path
 ) -> None:
     pytest.importorskip("cryptography", reason="pip install 'driftd[signing]'")
-    names = certificates(tmp_path)
-    fragile.proxy.tls(names["ca"], names["server"], names["server_key"])
+    from tests.certificates import Authority
+
+    authority, other = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    fragile.proxy.tls(authority.ca, *authority.issue("server"))
     fragile.proxy.start()
+    certificate, key = authority.issue("client", b"a password")
+    password = tmp_path / "password"
+    password.write_bytes(b"a password\n")
     secure = {
         "security_protocol": "SSL",
-        "tls_ca_file": names["ca"],
-        "tls_cert_file": names["client"],
-        "tls_key_file": names["client_key"],
-        "tls_key_password_file": names["password"],
+        "tls_ca_file": authority.ca,
+        "tls_cert_file": certificate,
+        "tls_key_file": key,
+        "tls_key_password_file": password,
         "tls_check_hostname": False,
     }
     config = KafkaSourceConfig.model_validate(
@@ -273,10 +277,9 @@ def test_through_tls_with_a_client_certificate(
     assert reading.texts == texts(*range(10))
     source.close()
     # Without a certificate of its own the proxy lets nobody in; another authority is not believed.
-    other = certificates(tmp_path / "other")
     for wrong in (
         {"tls_cert_file": None, "tls_key_file": None, "tls_key_password_file": None},
-        {"tls_ca_file": other["ca"]},
+        {"tls_ca_file": other.ca},
     ):
         source = make(fragile.bootstrap, "events", fast_group, **{**secure, **wrong})
         source.start({})

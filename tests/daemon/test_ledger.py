@@ -49,6 +49,14 @@ def test_a_line_says_which_event_it_was_and_what_became_of_it(tmp_path: Path) ->
     ]
 
 
+def test_a_label_that_comes_by_itself_has_a_line_too(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.later(np.array([9, 4]), batch(2, 1), np.array([False, True]))
+    ledger.sync()
+    rows = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    assert rows == [[9, "e2", "events", 0, 2, "joined"], [4, "e1", "events", 0, 1, "held"]]
+
+
 def test_what_was_noted_after_the_checkpoint_is_cut_off(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     note(ledger, 0, 1)

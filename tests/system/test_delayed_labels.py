@@ -45,7 +45,7 @@ def test_killed_at_random_each_event_is_learned_once_with_its_label(
     }
     stack.configure(
         source,
-        checkpoint={"path": str(stack.folder / "state"), "every_seconds": 0.5},
+        checkpoint={"path": str(stack.folder / "state"), "every_seconds": 0.5, "ledger": True},
         memory={"recent": 10_000},
     )
     events, labels, truth = apart(table(2400, seed=21))
@@ -81,6 +81,17 @@ def test_killed_at_random_each_event_is_learned_once_with_its_label(
     assert counts["joined"] + counts["early"] == 2400
     assert counts["repeated"] == 2400
     assert counts["never"] == counts["corrected"] == 0
+    lines = (stack.folder / "state" / "ledger.jsonl").read_text().splitlines()
+    fates: dict[str, list[str]] = {}
+    for line in lines:
+        _, name, _, _, _, fate = json.loads(line)
+        fates.setdefault(name, []).append(fate)
+    # Taken in once and labelled once, whichever came first.
+    assert set(fates) == set(truth)
+    assert {tuple(found) for found in fates.values()} <= {
+        ("labelled",),
+        ("unlabelled", "joined"),
+    }
     known = state.memory.recent(10_000)
     names = state.classes.names
     assert {i: names[n] for i, n in zip(known.ids, known.labels, strict=True)} == truth
