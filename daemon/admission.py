@@ -30,7 +30,8 @@ class Admission:
         self, config: Config, state: State, journal: JournalWriter, metrics: Metrics
     ) -> None:
         self.config = config.guard
-        self.active = config.fields.labeller is not None or config.guard.by_class
+        named = config.fields.labeller is not None or config.guard.by_class
+        self.active = named and not config.model.number  # it compares classes
         self._state = state
         self._journal = journal
         self._metrics = metrics

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +32,22 @@ class Awaiting:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._made: dict[str, tuple[str, int]] = {}
+        self._made: dict[str, tuple[str, float]] = {}
 
     def __len__(self) -> int:
         return len(self._made)
 
-    def remember(
-        self, ids: NDArray[np.object_], predicted: NDArray[np.int64], version: str
-    ) -> None:
-        """``version`` answered the events of these ids, object [n]; a first answer stands."""
+    def remember(self, ids: NDArray[np.object_], predicted: NDArray[Any], version: str) -> None:
+        """``version`` answered the events of these ids, object [n]; a first answer stands.
+
+        predicted: int64 [n] of classes, or float64 [n] of numbers.
+        """
         for event_id, label in zip(ids.tolist(), predicted.tolist(), strict=True):
             self._made.setdefault(event_id, (version, label))
         for old in list(islice(self._made, max(0, len(self._made) - self.limit))):
             del self._made[old]
 
-    def settle(self, ids: NDArray[np.object_]) -> list[tuple[str, int] | None]:
+    def settle(self, ids: NDArray[np.object_]) -> list[tuple[str, float] | None]:
         """For each event whose label has come: who answered what, or None if it is not known."""
         return [self._made.pop(event_id, None) for event_id in ids.tolist()]
 
@@ -57,7 +59,7 @@ class Awaiting:
         made = [(place[version], label) for version, label in self._made.values()]
         return {
             "names": np.frombuffer(names, dtype=np.uint8),
-            "made": np.array(made, dtype=np.int64).reshape(-1, 2),
+            "made": np.array(made, dtype=np.float64).reshape(-1, 2),
         }
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -65,6 +67,6 @@ class Awaiting:
         versions, ids = json.loads(state["names"].tobytes())
         made = state["made"].tolist()
         self._made = {
-            event_id: (versions[version], label)
+            event_id: (versions[int(version)], label)
             for event_id, (version, label) in zip(ids, made, strict=True)
         }

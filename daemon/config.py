@@ -133,8 +133,8 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
         config.server.port,
     ):
         yield ("http", "port"), f"{config.http.port} is the inference server's port too"
-    if config.model.number:
-        yield ("model", "target"), "'number' cannot be run by the daemon yet"
+    if config.model.number and config.bootstrap.strategy != "head":
+        yield ("bootstrap", "strategy"), "must be head, as model.target is a number"
     if config.model.task == "tabular" and config.model.features:
         names = {feature.name for feature in config.model.features}
         for name in config.fields.features.keys() - names:

@@ -110,6 +110,7 @@ class Decoder:
 
     ``features``: the features of a table, None for text. ``clock``: seconds since the epoch, for
     the limits on an event's time. ``hint``: for whoever reads that a feature is of another kind.
+    ``numbers``: labels are numbers to predict; they come as their texts.
 
     >>> from daemon.stream_config import EventsConfig, FieldsConfig
     >>> decoder = Decoder(FieldsConfig(input="post.body", label="topic"), EventsConfig())
@@ -129,8 +130,10 @@ class Decoder:
         features: Sequence[Feature] | None = None,
         clock: Callable[[], float] = time.time,
         hint: str = "",
+        numbers: bool = False,
     ) -> None:
         self._events = events
+        self._numbers = numbers
         self._fields = fields
         self._hint = hint
         self._clock = clock
@@ -273,6 +276,8 @@ class Decoder:
         self._unlabelled = -1
         if value is None:
             return None
+        if self._numbers:
+            return self._read_number(value)
         label = value if type(value) is str else _plain(value)
         if label is None:
             raise _unfit(self._label_path, value, "the label", "text, a whole number or a boolean")
@@ -281,6 +286,16 @@ class Decoder:
         if label not in self._labels:
             self._admit(label)
         return label
+
+    def _read_number(self, value: Any) -> str | None:
+        if value == "":
+            return None
+        if type(value) is not bool:
+            try:
+                return repr(_number(self._label_path, "", value))
+            except _RefusedError:
+                pass
+        raise _unfit(self._label_path, value, "the label", "a finite number")
 
     def _read_labeller(self, event: dict[str, Any]) -> str | None:
         """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,23 @@ AIMED_GAIN = 0.02
 BOLDEST = 0.8
 #: Bets of `log_e_above`: so many, each half as bold as the one before.
 BETS = 8
+#: A loss of so much score on an event: right before and wrong now.
+LARGE = 0.5
+
+#: Of one model, for each event: whether it was right, or its score in [0, 1].
+Outcomes = NDArray[Any]
+
+
+def log_bets(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logs, float64 [`BETS`], of what bets of several sizes on "the mean is above 0" have become.
+
+    scores: float64 [n] in [-1, 1]. Each event multiplies a bet of size b by ``1 + b score``; as in
+    `log_e_above`, every one is a supermartingale if the mean is at most 0, whatever else the
+    scores depend on.
+    """
+    sizes = BOLDEST * 0.5 ** np.arange(BETS)
+    logs: NDArray[np.float64] = np.log1p(np.outer(scores, sizes)).sum(axis=0)
+    return logs
 
 
 def log_e_value(wins: int, losses: int) -> float:
@@ -81,21 +99,32 @@ class PairedTest:
     supermartingale too, and the mean of both halves one more. Reference: Waudby-Smith & Ramdas,
     JRSS B 2024 (predictable bets, mixtures). ``bets``: logarithms of the second half, for "better"
     and for "worse".
+
+    Answers that are not simply right or wrong have scores in [0, 1] instead. Then the difference of
+    the two is bet on, by `log_bets`, at several sizes at once: ``sizes``, for "better" and then for
+    "worse". As scores are bounded, so are the bets' gains, and no wild error decides the test.
     """
 
     alpha: float = 0.05
     events: int = 0
-    right_a: int = 0
-    right_b: int = 0
+    right_a: float = 0
+    right_b: float = 0
     wins: int = 0
     losses: int = 0
     bets: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    sizes: list[float] = field(default_factory=list)
 
-    def observe(self, a_right: NDArray[np.bool_], b_right: NDArray[np.bool_]) -> None:
-        """Count a batch: bool [n] each, whether A and B were right on the same events."""
+    def observe(self, a_right: Outcomes, b_right: Outcomes) -> None:
+        """Count a batch: whether A and B were right on the same events, bool [n] each.
+
+        Or their scores, float64 [n] in [0, 1]; a test is of one or the other.
+        """
         if len(a_right) != len(b_right):
             raise ValueError(f"paired test needs pairs, got {len(a_right)} and {len(b_right)}")
         self.events += len(a_right)
+        if a_right.dtype != np.bool_:
+            self._scored(a_right.astype(np.float64), b_right.astype(np.float64))
+            return
         self.right_a += int(a_right.sum())
         self.right_b += int(b_right.sum())
         wins, losses = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
@@ -107,14 +136,26 @@ class PairedTest:
         self.bets[0] += wins * won + losses * lost
         self.bets[1] += losses * won + wins * lost
 
+    def _scored(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+        self.right_a += float(a.sum())
+        self.right_b += float(b.sum())
+        self.wins += int((a > b).sum())
+        self.losses += int((b > a).sum())
+        logs = np.concatenate([log_bets(a - b), log_bets(b - a)])
+        self.sizes = (logs + (self.sizes or 0.0)).tolist()
+
     @property
     def better(self) -> float:
         """E-value for "A is better than B" (overflow is clipped to a large finite number)."""
+        if self.sizes:
+            return _mean(self.sizes[:BETS])
         return _half_each(log_e_value(self.wins, self.losses), self.bets[0])
 
     @property
     def worse(self) -> float:
         """E-value for "A is worse than B"."""
+        if self.sizes:
+            return _mean(self.sizes[BETS:])
         return _half_each(log_e_value(self.losses, self.wins), self.bets[1])
 
     @property
@@ -128,7 +169,7 @@ class PairedTest:
 
     @property
     def gain(self) -> float:
-        """Accuracy of A minus accuracy of B, in points (0 before the first event)."""
+        """Accuracy (or mean score) of A minus that of B, in points (0 before the first event)."""
         return 100.0 * (self.right_a - self.right_b) / self.events if self.events else 0.0
 
     def as_dict(self) -> dict[str, float | int | str]:
@@ -148,33 +189,49 @@ class PairedTest:
 
     def state(self) -> list[float]:
         """The counts and the bets, for the checkpoint."""
-        return [self.events, self.right_a, self.right_b, self.wins, self.losses, *self.bets]
+        counts = [self.events, self.right_a, self.right_b, self.wins, self.losses]
+        return [*counts, *self.bets, *self.sizes]
 
     @classmethod
     def restored(cls, alpha: float, state: Sequence[float]) -> PairedTest:
         """A test that goes on from `state`; one without bets, of an older release, begins them."""
-        counts, bets = [int(count) for count in state[:5]], [float(bet) for bet in state[5:]]
-        events, right_a, right_b, wins, losses = counts
-        return cls(alpha, events, right_a, right_b, wins, losses, bets or [0.0, 0.0])
+        events, right_a, right_b, wins, losses = state[:5]
+        bets, sizes = [float(bet) for bet in state[5:7]], [float(bet) for bet in state[7:]]
+        if not sizes:
+            right_a, right_b = int(right_a), int(right_b)
+        counts = int(events), right_a, right_b, int(wins), int(losses)
+        return cls(alpha, *counts, bets or [0.0, 0.0], sizes)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What model A won and lost against model B: is the loss larger than what is allowed?"""
+    """What model A won and lost against model B: is the loss larger than what is allowed?
+
+    Of scores, ``scored`` holds what A lost on each event, and a loss is counted from `LARGE` on.
+    """
 
     events: int = 0
     wins: int = 0
     losses: int = 0
+    scored: list[float] = field(default_factory=list)
 
-    def observe(self, a_right: NDArray[np.bool_], b_right: NDArray[np.bool_]) -> None:
-        """Count a batch: bool [n] each, whether A and B were right on the same events."""
+    def observe(self, a_right: Outcomes, b_right: Outcomes) -> None:
+        """Count a batch: whether A and B were right on the same events, or scores; [n] each."""
         self.events += len(a_right)
+        if a_right.dtype != np.bool_:
+            lost = b_right.astype(np.float64) - a_right
+            self.scored += lost.tolist()
+            self.wins += int((lost <= -LARGE).sum())
+            self.losses += int((lost >= LARGE).sum())
+            return
         self.wins += int((a_right & ~b_right).sum())
         self.losses += int((b_right & ~a_right).sum())
 
     @property
     def lost(self) -> float:
-        """Accuracy of A below that of B, in points (0 before the first event)."""
+        """Accuracy (or mean score) of A below that of B, in points (0 before the first event)."""
+        if self.scored:
+            return 100.0 * float(np.mean(self.scored))
         return 100.0 * (self.losses - self.wins) / self.events if self.events else 0.0
 
     @property
@@ -184,6 +241,9 @@ class Tally:
 
     def loses_more(self, points: float, alpha: float) -> bool:
         """Whether A is shown to lose more than so many points; wrongly ever with ``alpha``."""
+        if self.scored:
+            away = (np.array(self.scored) - points / 100) / (1 + points / 100)
+            return float(np.logaddexp.reduce(log_bets(away))) - math.log(BETS) >= -math.log(alpha)
         ties = self.events - self.wins - self.losses
         return log_e_above(self.losses, ties, self.wins, points / 100) >= math.log(1 / alpha)
 
@@ -201,9 +261,15 @@ class Tally:
             "lost_points": round(self.lost, 2),
         }
 
-    def state(self) -> list[int]:
-        """The counts, for the checkpoint."""
-        return [self.events, self.wins, self.losses]
+    def state(self) -> list[Any]:
+        """The counts, for the checkpoint; after them the losses of scores, where there are any."""
+        counts: list[Any] = [self.events, self.wins, self.losses]
+        return [*counts, self.scored] if self.scored else counts
+
+
+def _mean(logs: Sequence[float]) -> float:
+    """The mean of e-values whose logarithms these are."""
+    return math.exp(min(float(np.logaddexp.reduce(logs)) - math.log(len(logs)), 690.0))
 
 
 def _half_each(one: float, other: float) -> float:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from daemon.calibration import Calibration
 from daemon.checkpoint import Arrays, prefixed, under
-from daemon.evidence import PairedTest, Tally
+from daemon.evidence import Outcomes, PairedTest, Tally
 from daemon.policy_config import GateConfig
-from daemon.served import Opinion
+from daemon.served import Opinion, score
 from drift import Slices
 from drift.features import NO_FEATURES, Features
+from learn.number_scale import NumberScale
 
 RECALL_EVENTS = 300
 # Bytes; in a smaller file the graph's own words outweigh what INT8 can shrink.
@@ -158,7 +159,8 @@ class Trial:
     looked best of ``chosen_from`` candidates on events that count in the trial: it must show so
     many times the evidence (Bonferroni). ``slices``: the parts of a table that are looked at on
     their own, None where there are none. ``anchor``: what was won and lost on the anchor, None
-    where it is not asked.
+    where it is not asked. ``scale``: what a small error is, where numbers are predicted; the labels
+    then name the parts of their range.
     """
 
     version: str
@@ -169,6 +171,7 @@ class Trial:
     chosen_from: int = 1
     slices: Slices | None = None
     anchor: Tally | None = None
+    scale: NumberScale | None = None
     test: PairedTest = field(init=False)
     overall: Tally = field(init=False, default_factory=Tally)
     by_class: dict[int, Tally] = field(init=False, default_factory=dict)
@@ -187,28 +190,31 @@ class Trial:
 
     def observe(
         self,
-        labels: NDArray[np.int64],
+        truth: NDArray[Any],
         challenger: Opinion,
         champion: Opinion,
         features: Features = NO_FEATURES,
     ) -> None:
         """Count labelled events: the truth, int64 [n], and what each model answered.
 
-        ``features``: a table's columns by name, [n] each.
+        Of numbers, float64 [n]. ``features``: a table's columns by name, [n] each.
         """
-        right, other = challenger.predicted == labels, champion.predicted == labels
+        right, other = (score(self.scale, o.predicted, truth) for o in (challenger, champion))
         self.test.observe(right, other)
         self.overall.observe(right, other)
-        self.ours.observe(challenger.confidence, right)
-        self.theirs.observe(champion.confidence, other)
-        _count(self.by_class, labels, right, other)
-        if self.slices is not None and len(labels):
+        if self.scale is None:
+            self.ours.observe(challenger.confidence, right.astype(np.bool_))
+            self.theirs.observe(champion.confidence, other.astype(np.bool_))
+        _count(self.by_class, self.scale.parts(truth) if self.scale else truth, right, other)
+        if self.slices is not None and len(truth):
             for column in self.slices.codes(features).T:
                 _count(self.by_slice, column, right, other)
 
     def verdict(self) -> Verdict:
         """The verdict on the evidence so far."""
-        checks = [self._paired(), self._classes(), self._flips(), self._calibration()]
+        checks = [self._paired(), self._classes(), self._flips()]
+        if self.scale is None:
+            checks.append(self._calibration())
         if self.slices is not None:
             checks.insert(2, self._slices(self.slices))
         if self.anchor is not None:
@@ -334,7 +340,12 @@ class Trial:
 
     @classmethod
     def restored(
-        cls, config: GateConfig, labels: list[str], values: Mapping[str, Any], arrays: Arrays
+        cls,
+        config: GateConfig,
+        labels: list[str],
+        values: Mapping[str, Any],
+        arrays: Arrays,
+        scale: NumberScale | None = None,
     ) -> Self:
         """A trial that goes on from `values` and `arrays`."""
         bins = under("slices", arrays)
@@ -347,6 +358,7 @@ class Trial:
             values["chosen_from"],
             Slices.from_state(bins) if bins else None,
             Tally(*values["anchor"]) if values["anchor"] else None,
+            scale,
         )
         trial.test = PairedTest.restored(trial.test.alpha, values["test"])
         trial.overall = Tally(*values["overall"])
@@ -359,8 +371,8 @@ class Trial:
 def _count(
     tallies: dict[int, Tally],
     parts: NDArray[np.integer],
-    right: NDArray[np.bool_],
-    other: NDArray[np.bool_],
+    right: Outcomes,
+    other: Outcomes,
 ) -> None:
     """Count each event in the tally of the part, [n], that it belongs to."""
     for part in np.unique(parts).tolist():

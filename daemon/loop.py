@@ -27,7 +27,7 @@ from daemon.events import EMPTY, EventBatch
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.repair import Repair
-from daemon.served import Answer, Opener, Served
+from daemon.served import Answer, Opener, Served, right, score
 from daemon.sources import Poll, Source
 from daemon.state import State
 from daemon.stream_config import FileSourceConfig
@@ -191,7 +191,7 @@ class Loop:
         state = self.state
         numbers = state.events + np.arange(len(batch), dtype=np.int64)
         before = len(state.classes)
-        labels = state.classes.index(batch.labels)
+        labels, truth = state.read_labels(batch.labels)
         self._greet(state.classes.names[before:])
         known = labels >= 0
         self.metrics.events("labelled").inc(int(known.sum()))
@@ -200,46 +200,65 @@ class Loop:
         features = batch.features
         batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
         if self.champion is None:
-            state.memory.add(_examples(batch, numbers, labels), "")
+            state.memory.add(_examples(batch, numbers, labels, truth), "")
             state.events += len(batch)
             return
         with self.metrics.inference_seconds().time():
             answer = self.champion.answer(batch.inputs)
         state.awaiting.remember(batch.ids[~known], answer.predicted[~known], self.champion.version)
         rows = np.flatnonzero(known)
-        examples = _examples(batch, numbers, labels, answer)
+        examples = _examples(batch, numbers, labels, truth, answer)
         who = None if batch.labellers is None else batch.labellers[rows]
         admitted = self.admission.admit(examples, who, answer.take(rows), self.champion)
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
-        given = self._given(batch, answer, labels)
-        own = (labels >= 0) & (given >= 0)
-        state.prequential.observe(numbers[own], given[own] == labels[own])
-        self.repair.observe(batch.inputs, answer, labels, given, self.champion)
-        embeddings = answer.embeddings[:, self.champion.place]
-        observed = Observations(embeddings, answer.probabilities, labels, batch.times, features)
+        given, own = self._given(batch, answer, labels, truth)
+        state.prequential.observe(numbers[own], right(state.scale, given[own], truth[own]))
+        if state.scale:
+            state.residuals.observe(given[own], truth[own])
+        self.repair.observe(batch.inputs, answer, labels, truth, given, own, self.champion)
+        observed = self._observed(batch.times, features, answer, labels, truth)
         signals = state.watch.observe(observed)
         if state.watch.reference is not None and state.champion not in state.regimes:
             state.know_regime(state.watch.reference.signature)
             if not len(state.memory.anchor):
                 state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
-            self._learn_online(batch, answer, labels)
+            self._learn_online(batch, answer, labels, truth)
             self._meet_rivals(batch, answer, labels, numbers)
             state.memory.add(examples, self.champion.encoder)
         state.events += len(batch)
         self._alarm(signals)
 
+    def _observed(
+        self,
+        times: NDArray[np.float64],
+        features: dict[str, NDArray[np.generic]],
+        answer: Answer,
+        labels: NDArray[np.int64],
+        truth: NDArray[Any],
+    ) -> Observations:
+        """The batch as the monitors see it; of a number, the part of its range is the class."""
+        assert self.champion is not None
+        scale = self.state.scale
+        embeddings = answer.embeddings[:, self.champion.place]
+        if scale is None:
+            return Observations(embeddings, answer.probabilities, labels, times, features)
+        parts = np.where(labels >= 0, scale.parts(truth), -1)
+        answered = np.eye(len(scale.names), dtype=np.float32)[scale.parts(answer.predicted)]
+        wrong = ~scale.right(answer.predicted, truth)
+        return Observations(embeddings, answered, parts, times, features, wrong)
+
     def _given(
-        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """The class, int64 [n], that the champion gave each event; -1 where another version did.
+        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64], truth: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """What was answered, [n], when each event came; and where the champion did so, bool [n].
 
         A label that comes late counts for the version that answered, with the answer it gave.
         """
         state = self.state
         assert state.champion is not None
-        given = answer.predicted.copy()
+        given, own = answer.predicted.copy(), labels >= 0
         rows = np.flatnonzero(labels >= 0)
         for row, made in zip(rows.tolist(), state.awaiting.settle(batch.ids[rows]), strict=True):
             if made is None:
@@ -248,11 +267,11 @@ class Loop:
             mine = version == state.champion
             self.metrics.late_labels("champion" if mine else "earlier").inc()
             if not mine:
-                state.record(version, given[row : row + 1] == labels[row])
-                given[row] = -1
-        own = rows[given[rows] >= 0]
-        state.record(state.champion, given[own] == labels[own])
-        return given
+                one = slice(row, row + 1)
+                state.record(version, right(state.scale, given[one], truth[one]))
+                own[row] = False
+        state.record(state.champion, right(state.scale, given[own], truth[own]))
+        return given, own
 
     def _alarm(self, signals: list[Signal]) -> None:
         for signal in signals:
@@ -294,18 +313,20 @@ class Loop:
                 grows_after = self.config.learn.new_class_min
                 self.journal.write("new-class", label=name, grows_after=grows_after)
 
-    def _learn_online(self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]) -> None:
+    def _learn_online(
+        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64], truth: NDArray[Any]
+    ) -> None:
         state, champion = self.state, self.champion
         if not self.config.policy.online_head or champion is None or state.online is None:
             return
         rows = np.flatnonzero((labels >= 0) & ~state.memory.held_out(batch.ids))
         for start in range(0, len(rows), ONLINE_CHUNK):
             chunk = rows[start : start + ONLINE_CHUNK]
-            seen, truth = (batch.inputs[chunk], answer.embeddings[chunk]), labels[chunk]
+            seen, known = (batch.inputs[chunk], answer.embeddings[chunk]), truth[chunk]
             state.online.grow(len(state.classes))
-            ours = state.online.judge(*seen)
-            state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
-            state.online.learn(*seen, truth)
+            ours = score(state.scale, state.online.judge(*seen), known)
+            state.online_test.observe(ours, score(state.scale, answer.predicted[chunk], known))
+            state.online.learn(*seen, known)
 
     def _meet_rivals(
         self,
@@ -464,6 +485,8 @@ class Loop:
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
             self.metrics.estimated_accuracy(bound).set(share)
+        for measure, value in state.residuals.recent.items():
+            self.metrics.prequential_error(measure).set(value)
         for rival in state.rivals.all:
             if rival.score.labelled:
                 self.metrics.rival_accuracy(rival.name).set(rival.score.recent_accuracy)
@@ -500,6 +523,16 @@ class Loop:
         }
         return {window: value for window, value in values.items() if not np.isnan(value)}
 
+    def _errors(self) -> dict[str, dict[str, float | None]] | None:
+        """Of a number: the errors of late and of all, in its own unit."""
+        residuals = self.state.residuals
+        if not residuals.total:
+            return None
+        return {
+            window: {k: None if np.isnan(v) else float(f"{v:.6g}") for k, v in found.items()}
+            for window, found in (("recent", residuals.recent), ("total", residuals.total))
+        }
+
     def _estimated(self) -> dict[str, float]:
         found = self.state.watch.estimated_accuracy
         return asdict(found) if found else {}
@@ -526,6 +559,7 @@ class Loop:
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
+            "errors": self._errors(),
             "rivals": {rival.name: rival.as_dict() for rival in state.rivals.all},
             "estimated_accuracy": {k: round(v, 4) for k, v in self._estimated().items()} or None,
             "source": {
@@ -590,6 +624,7 @@ def _examples(
     batch: EventBatch,
     numbers: NDArray[np.int64],
     labels: NDArray[np.int64],
+    truth: NDArray[Any],
     answer: Answer | None = None,
 ) -> Examples:
     """The labelled events of a batch, with the embeddings of ``answer`` where there is one."""
@@ -606,4 +641,5 @@ def _examples(
         partitions=mine.partitions,
         offsets=mine.offsets,
         arrivals=numbers[known],
+        targets=None if truth is labels else truth[known],
     )

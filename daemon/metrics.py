@@ -54,6 +54,11 @@ class Metrics:
             "Accuracy that the model's confidence promises, labels not looked at.",
             "bound",
         )
+        self.prequential_error = self._gauge(
+            "prequential_error",
+            "Of a number, test-then-learn, last 500 labelled: mae and rmse in its unit, r2.",
+            "measure",
+        )
         self.rival_accuracy = self._gauge(
             "rival_accuracy", "Test-then-learn accuracy of a rival, last 500 labelled.", "rival"
         )

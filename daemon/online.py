@@ -25,13 +25,16 @@ Arrays = dict[str, NDArray[np.generic]]
 class Online(Protocol):
     """A model that learns online, in the daemon's class indices."""
 
-    def judge(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The class, int64 [n], of inputs [n] that the champion embedded as float32 [n, d]."""
+    def judge(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> NDArray[Any]:
+        """The class, int64 [n], of inputs [n] that the champion embedded as float32 [n, d].
+
+        Or the number, float32 [n].
+        """
 
     def learn(
-        self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[np.int64]
+        self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[Any]
     ) -> None:
-        """Learn the same, with labels int64 [n]."""
+        """Learn the same, with labels int64 [n], or numbers float64 [n]."""
 
     def grow(self, classes: int) -> None:
         """Make room for new classes."""
@@ -107,13 +110,13 @@ class OnRows:
             and np.array_equal(ours.phases, theirs.phases)
         )
 
-    def judge(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
+    def judge(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> NDArray[Any]:
         """See `Online.judge`."""
-        best: NDArray[np.int64] = self.ensemble.logits(self._preprocess(inputs)).argmax(axis=1)
-        return best
+        logits = self.ensemble.logits(self._preprocess(inputs))
+        return logits[:, 0] if self.ensemble.number else logits.argmax(axis=1)
 
     def learn(
-        self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[np.int64]
+        self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[Any]
     ) -> None:
         """See `Online.learn`."""
         self.ensemble.learn(self._preprocess(inputs), labels)

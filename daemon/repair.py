@@ -29,7 +29,7 @@ from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
 from daemon.policy import Attempt, Choice, Incident, Situation, choose
 from daemon.policy_config import Rung
-from daemon.served import Answer, Judge, Opinion, Served, encoder_digest
+from daemon.served import Answer, Judge, Opinion, Served, encoder_digest, right, score
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
 from deploy.session import Session
@@ -110,31 +110,33 @@ class Repair:
         inputs: NDArray[np.generic],
         answer: Answer,
         labels: NDArray[np.int64],
-        given: NDArray[np.int64],
+        truth: NDArray[Any],
+        given: NDArray[Any],
+        own: NDArray[np.bool_],
         champion: Served,
     ) -> None:
         """Judge the challenger and the yardstick on a batch of events, before any learning.
 
-        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived. given: int64
-        [n], the class that the champion answered when the event came, -1 where it was not the
-        champion that did: those say nothing of its probation.
+        ``answer`` is the champion's; labels: int64 [n], -1 where none has arrived. truth: [n], the
+        same or numbers. given: [n], what was answered when the event came, and own: bool [n], where
+        it was the champion that did; the others say nothing of its probation.
         """
         known = labels >= 0
         if not known.any():
             return
         inputs, embeddings = inputs[known], answer.embeddings[known]
-        ours, truth, given = answer.opinion.take(known), labels[known], given[known]
-        trial, probation = self.state.trial, self.state.probation
+        ours, truth, given, own = answer.opinion.take(known), truth[known], given[known], own[known]
+        trial, probation, scale = self.state.trial, self.state.probation, self.state.scale
         if trial and self.challenger:
             other = self.challenger.predict(inputs, embeddings, champion.encoder)
             trial.observe(truth, other, ours, columns(inputs))
             if self.state.canary:
-                right = other.predicted == truth
-                self.state.canary.test.observe(right, ours.predicted == truth)
+                theirs = score(scale, other.predicted, truth)
+                self.state.canary.test.observe(theirs, score(scale, ours.predicted, truth))
         if probation and self.yardstick:
             old = self.yardstick.predict(inputs, embeddings, champion.encoder).predicted
-            own = given >= 0
-            probation.test.observe((given == truth)[own], (old == truth)[own])
+            new = score(scale, given[own], truth[own])
+            probation.test.observe(new, score(scale, old[own], truth[own]))
 
     def alarm(self, diagnosis: Diagnosis, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
@@ -146,8 +148,8 @@ class Repair:
             "alarm",
             incident=self._incident_id(),
             drift=diagnosis.kind,
-            sentence=diagnosis.sentence(state.classes.names),
-            diagnosis=_named(diagnosis.as_dict(), state.classes.names),
+            sentence=diagnosis.sentence(state.part_names),
+            diagnosis=_named(diagnosis.as_dict(), state.part_names),
             examples=self._shown(examples),
         )
         if state.incident is not None and state.incident.cause == "improvement":
@@ -173,17 +175,17 @@ class Repair:
                 since_event=onset,
                 reference_accuracy=max(_or(state.watch.reference_accuracy, 1.0), state.owed),
                 severity=diagnosis.severity,
-                sentence=diagnosis.sentence(state.classes.names),
+                sentence=diagnosis.sentence(state.part_names),
             )
         )
 
     def _shown(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The events of those numbers, as far as they are in memory, for a person to read."""
         found = self.state.memory.numbered(numbers)
-        names = self.state.classes.names
+        names, truth = self.state.classes.names, found.truth.tolist()
         shown = [
-            {"id": event_id, "label": names[label]}
-            for event_id, label in zip(found.ids.tolist(), found.labels.tolist(), strict=True)
+            {"id": event_id, "label": names[what] if found.targets is None else what}
+            for event_id, what in zip(found.ids.tolist(), truth, strict=True)
         ]
         if self.config.policy.show_inputs:
             for example, value in zip(shown, found.inputs, strict=True):
@@ -512,8 +514,8 @@ class Repair:
             judges.append(Judge.open(folder, manifest, state.classes))
         rows = []
         for judge in judges:
-            right = float((judge.judge(embeddings).predicted == found.labels).mean())
-            rows.append({"version": judge.version, "accuracy": round(right, 4)})
+            near = right(state.scale, judge.judge(embeddings).predicted, found.truth)
+            rows.append({"version": judge.version, "accuracy": round(float(near.mean()), 4)})
         attempt = incident.attempts[-1]
         attempt.seconds = round(time.monotonic() - began, 3)
         attempt.cpu_seconds = round(time.process_time() - cpu, 3)
@@ -737,9 +739,19 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session.graph, champion.session.graph, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        names, slices = state.classes.names, self._slices()
+        names, slices = state.part_names, self._slices()
         anchored = self._anchored(challenger, champion, incident)
-        trial = Trial(version, rung, self.config.gate, names, checks, chosen_from, slices, anchored)
+        trial = Trial(
+            version,
+            rung,
+            self.config.gate,
+            names,
+            checks,
+            chosen_from,
+            slices,
+            anchored,
+            state.scale,
+        )
         self.challenger, state.trial = challenger, trial
         incident.attempts[-1].version = version
         incident.attempts[-1].outcome = "trial"
@@ -747,7 +759,7 @@ class Repair:
         if len(unseen):
             unseen = self._embedded(unseen, champion)
             ours, theirs = self._predict(challenger, unseen), self._predict(champion, unseen)
-            trial.observe(unseen.labels, ours, theirs, columns(unseen.inputs))
+            trial.observe(unseen.truth, ours, theirs, columns(unseen.inputs))
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
 
@@ -759,8 +771,8 @@ class Repair:
         anchor = self._embedded(anchor, champion)
         ours, theirs = self._predict(challenger, anchor), self._predict(champion, anchor)
         tally = Tally()
-        truth = anchor.labels
-        tally.observe(ours.predicted == truth, theirs.predicted == truth)
+        truth, scale = anchor.truth, self.state.scale
+        tally.observe(score(scale, ours.predicted, truth), score(scale, theirs.predicted, truth))
         return tally
 
     def _slices(self) -> Slices | None:

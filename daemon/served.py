@@ -11,14 +11,16 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from daemon.evidence import Outcomes
 from deploy.preprocess import Preprocessor
-from deploy.session import Head, Prediction, Session, read_head
+from deploy.session import Head, Prediction, Session, predicts_number, read_head
+from learn.number_scale import NumberScale
 from registry.manifest import Manifest
 
 ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
@@ -65,9 +67,12 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What one version says of ``n`` events: class int64 [n], and how sure it is, float32 [n]."""
+    """What one version says of ``n`` events: class int64 [n], and how sure it is, float32 [n].
 
-    predicted: NDArray[np.int64]
+    Of a number: float64 [n], and nothing of how sure.
+    """
+
+    predicted: NDArray[Any]
     confidence: NDArray[np.float32]
 
     def take(self, index: NDArray[np.generic]) -> Opinion:
@@ -79,11 +84,12 @@ class Opinion:
 class Answer:
     """Predictions of one version for ``n`` events, in the daemon's class indices.
 
-    predicted: int64 [n]. probabilities: float32 [n, k], k = number of the daemon's classes; a
-    class that the version does not know has probability 0. embeddings: float32 [n, d].
+    predicted: int64 [n], or float64 [n] where it is a number. probabilities: float32 [n, k], k =
+    number of the daemon's classes; a class that the version does not know has probability 0.
+    embeddings: float32 [n, d].
     """
 
-    predicted: NDArray[np.int64]
+    predicted: NDArray[Any]
     probabilities: NDArray[np.float32]
     embeddings: NDArray[np.float32]
 
@@ -104,6 +110,10 @@ class Answering(Protocol):
     @property
     def labels(self) -> Sequence[str]:
         """The version's classes, in the order of its output."""
+
+    @property
+    def number(self) -> bool:
+        """Whether it predicts a number instead of classes."""
 
     @property
     def head(self) -> Head:
@@ -140,7 +150,9 @@ class Served:
         self.encoder = encoder
         self.labels: Sequence[str] = session.labels
         self._classes = classes
-        self._judge = Judge(version, session.labels, session.head, classes)
+        #: What a small error is, where it predicts a number.
+        self.scale = scale_of(folder) if session.number and folder else None
+        self._judge = Judge(version, session.labels, session.head, classes, session.number)
         self.columns = self._judge.columns
 
     @classmethod
@@ -166,7 +178,9 @@ class Served:
         prediction = self.session.predict(inputs)
         probabilities = np.zeros((len(inputs), len(self._classes)), dtype=np.float32)
         probabilities[:, self.columns] = prediction.probabilities
-        predicted = self.columns[prediction.probabilities.argmax(axis=1)]
+        predicted: NDArray[Any] = self.columns[prediction.probabilities.argmax(axis=1)]
+        if self.session.number:
+            predicted = prediction.logits[:, 0].astype(np.float64)
         return Answer(predicted, probabilities, prediction.embeddings)
 
     def judge(self, embeddings: NDArray[np.float32]) -> Opinion:
@@ -188,20 +202,47 @@ Opener = Callable[[Path, Manifest, Classes], Served]
 class Judge:
     """A version's head alone: judges embeddings of its encoder, without opening its graph."""
 
-    def __init__(self, version: str, labels: Sequence[str], head: Head, classes: Classes) -> None:
+    def __init__(
+        self,
+        version: str,
+        labels: Sequence[str],
+        head: Head,
+        classes: Classes,
+        number: bool = False,
+    ) -> None:
         self.version = version
+        self._number = number
         self.columns = np.array([classes.add(name) for name in labels], dtype=np.int64)
         self._head = head
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, classes: Classes) -> Judge:
         """Read the head of the version in ``folder``."""
-        return cls(manifest.version, *read_head(folder), classes)
+        return cls(manifest.version, *read_head(folder), classes, predicts_number(folder))
 
     def judge(self, embeddings: NDArray[np.float32]) -> Opinion:
         """The opinion on embeddings, float32 [n, d]."""
-        found = softmax(embeddings @ self._head.weight + self._head.bias, axis=1)
+        logits = embeddings @ self._head.weight + self._head.bias
+        if self._number:
+            return Opinion(logits[:, 0].astype(np.float64), np.ones(len(logits), np.float32))
+        found = softmax(logits, axis=1)
         return Opinion(self.columns[found.argmax(axis=1)], found.max(axis=1))
+
+
+def right(scale: NumberScale | None, given: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.bool_]:
+    """Bool [n]: which answers are right: the same class, or a number within the tolerance."""
+    same: NDArray[np.bool_] = scale.right(given, truth) if scale else given == truth
+    return same
+
+
+def score(scale: NumberScale | None, given: NDArray[Any], truth: NDArray[Any]) -> Outcomes:
+    """What paired tests compare: right or wrong of a class, a score in [0, 1] of a number; [n]."""
+    return scale.score(given, truth) if scale else right(scale, given, truth)
+
+
+def scale_of(folder: Path) -> NumberScale | None:
+    """The measure of a version that predicts a number; None where it predicts classes."""
+    return NumberScale.of(json.loads((folder / "model.json").read_bytes()))
 
 
 def _row_width(folder: Path | None) -> int | None:

@@ -25,16 +25,19 @@ from daemon.online import OnEmbeddings, Online, OnRows, restored
 from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.quarantine import Quarantine
+from daemon.residuals import Residuals
 from daemon.rivals import Rivals
 from daemon.served import Classes, Served
 from daemon.watch import Watch
 from drift import Reference, Signature
 from learn.memory import Memory
+from learn.number_scale import NumberScale
 from learn.past import Past
 
 DAY = 86_400.0
 KNOWN_REGIMES = 64
 KNOWN_RECORDS = 64
+VALUE = "value"  # the only label of a model that predicts a number
 
 
 @dataclass(slots=True)
@@ -61,7 +64,10 @@ class State:
     def __init__(self, config: Config, clock: Clock = time) -> None:
         self.config = config
         self._clock = clock
-        self.classes = Classes(config.model.labels or ())
+        self.classes = Classes((VALUE,) if config.model.number else config.model.labels)
+        #: What a small error is, where a number is predicted; known from the first version on.
+        self.scale: NumberScale | None = None
+        self.residuals = Residuals()
         self.memory = Memory(config.memory)
         self.watch = Watch(config.drift, config.policy.settle_events)
         self.prequential = Prequential()
@@ -102,10 +108,27 @@ class State:
         self.promotions: list[float] = []
         self.failed: list[str] = []
 
+    def read_labels(self, labels: NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Labels, object [n] of str or None, as int64 [n], -1 for None; and the truth, [n].
+
+        The truth is the same, but of numbers: float64 with NaN for None, and all labels are 0.
+        """
+        if not self.config.model.number:
+            found = self.classes.index(labels)
+            return found, found
+        truth = np.array([np.nan if label is None else float(label) for label in labels])
+        return np.where(np.isnan(truth), -1, 0).astype(np.int64), truth
+
+    @property
+    def part_names(self) -> list[str]:
+        """What the monitors and the gate tell apart: classes, or parts of a number's range."""
+        return self.scale.names if self.scale else self.classes.names
+
     def follow_champion(self, served: Served, since: float) -> None:
         """``served`` is the champion from now on: what was measured of the old one is void."""
         left, normal, former = self.champion, self.watch.reference, self.former
         self.champion, self.champion_event, self.champion_since = served.version, self.events, since
+        self.scale = served.scale or self.scale
         self.prequential.restart()
         self.watch.rearm(served.encoder)
         if former is not None and former[0] == served.version:
@@ -143,12 +166,13 @@ class State:
         elif anew or not (isinstance(self.online, OnRows) and self.online.fits(rows)):
             known = self.memory.recent(self.memory.config.recent, since=0, training=True)
             if len(known):
-                rows.ensemble.learn(served.session.preprocessor(known.inputs), known.labels)
+                rows.ensemble.learn(served.session.preprocessor(known.inputs), known.truth)
             self.online = rows
         self.online_test = PairedTest(self.config.gate.alpha)
 
     def resume_online(self, served: Served) -> None:
         """After a restart: what learned online goes on beside the same champion."""
+        self.scale = served.scale or self.scale
         self._teach_rivals()
         if self._online_state:
             self.online = restored(self._online_state, served, self.config.learn.online)
@@ -180,6 +204,7 @@ class State:
         trial, probation = self.trial, self.probation
         return {
             "classes": self.classes.names,
+            "scale": self.scale.as_dict() if self.scale else None,
             "features": [f.model_dump() for f in self.config.model.features],
             "events": self.events,
             "positions": self.listed_positions(),
@@ -220,6 +245,7 @@ class State:
             **prefixed("memory", self.memory.state()),
             **prefixed("watch", self.watch.state()),
             **prefixed("prequential", self.prequential.state()),
+            **prefixed("residuals", self.residuals.state()),
             **prefixed("awaiting", self.awaiting.state()),
             **prefixed("guard", self.guard.state()),
             **prefixed("quarantine", self.quarantine.arrays()),
@@ -244,9 +270,12 @@ class State:
         values, arrays = checkpoint.values, checkpoint.arrays
         gate = self.config.gate
         self.classes = Classes(values["classes"])
+        self.scale = NumberScale.of(values)
         self.memory.restore(under("memory", arrays))
         self.watch.restore(under("watch", arrays))
         self.prequential.restore(under("prequential", arrays))
+        if residuals := under("residuals", arrays):
+            self.residuals.restore(residuals)
         if awaiting := under("awaiting", arrays):
             self.awaiting.restore(awaiting)
         if guard := under("guard", arrays):
@@ -272,7 +301,8 @@ class State:
         self.trial = None
         if (found := values["trial"]) and "overall" in found:  # else of an older release
             arrays_of_trial = under("trial", arrays)
-            self.trial = Trial.restored(gate, self.classes.names, found, arrays_of_trial)
+            names = self.part_names
+            self.trial = Trial.restored(gate, names, found, arrays_of_trial, self.scale)
         self.canary = None
         if (found := values.get("canary")) and self.trial and gate.canary.steps:
             self.canary = Canary.restored(gate.canary, gate.alpha, found)

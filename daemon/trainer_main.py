@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from daemon.job import EMBEDDED, PROGRESS, TRAINING, VERSION, Job, Result, read_examples
+from daemon.served import scale_of
 from deploy.measure import Alike, measure
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import (
@@ -282,11 +283,6 @@ def code_version() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def scale_of(folder: Path) -> NumberScale | None:
-    """The measure of a version that predicts a number; None where it predicts classes."""
-    return NumberScale.of(json.loads((folder / "model.json").read_bytes()))
 
 
 def _scale(head: Head, learned: Examples, validation: Examples) -> NumberScale:

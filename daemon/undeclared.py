@@ -89,7 +89,10 @@ def open_known(
         return config, open_source(config)
     if features := remembered(registry, checkpoints):
         known = with_features(config, features)
-        return known, open_source(known, Decoder(config.fields, config.events, features, hint=HINT))
+        decoder = Decoder(
+            config.fields, config.events, features, hint=HINT, numbers=config.model.number
+        )
+        return known, open_source(known, decoder)
     source = Undeclared(config)
     source.start({})
     found = source.infer(stop, health)
@@ -128,7 +131,8 @@ class Keeping(Decoder):
     """Keeps records as they are until it is told the columns of the table."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.fields, config.events, (), hint=HINT)
+        numbers = config.model.number
+        super().__init__(config.fields, config.events, (), hint=HINT, numbers=numbers)
         self.kept = Records()
         self.labelled: list[dict[str, Any]] = []
         self.unlabelled: list[dict[str, Any]] = []

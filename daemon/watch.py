@@ -157,6 +157,8 @@ class Watch:
         )
 
     def _calibrate(self, reference: Reference) -> None:
+        if reference.observations.wrong is not None:
+            return  # a number comes without a confidence to estimate from
         try:
             self.estimate.fit(reference.observations)
         except NotEnoughReference as error:

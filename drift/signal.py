@@ -21,6 +21,7 @@ State = dict[str, NDArray[np.generic]]
 UNLABELLED = -1
 COLUMNS = ("embeddings", "probabilities", "labels", "times")
 FEATURE = "features."
+WRONG = "wrong"
 
 
 class DriftError(Exception):
@@ -53,7 +54,9 @@ class Observations:
     embeddings: float32 [n, d] of the serving model's encoder. probabilities: float32 [n, k] of
     the serving model. labels: int64 [n], the class index, or `UNLABELLED`; an index >= k is a
     class that the model does not know. times: float64 [n], seconds since the epoch. features: the
-    columns of a table by name, each [n] (see `drift.features`); none for text.
+    columns of a table by name, each [n] (see `drift.features`); none for text. wrong: bool [n], for
+    a model of which that is more than another class than the label, such as one that predicts
+    numbers; labels are then the part of the target's range. Of no meaning where unlabelled.
     """
 
     embeddings: NDArray[np.float32]
@@ -61,6 +64,7 @@ class Observations:
     labels: NDArray[np.int64]
     times: NDArray[np.float64]
     features: Features = field(default_factory=lambda: NO_FEATURES)
+    wrong: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,6 +94,8 @@ class Observations:
         A model that gave no finite probabilities was wrong.
         """
         known = self.labelled
+        if self.wrong is not None:
+            return self.wrong[known]
         those = self if known.all() else self.take(known)
         wrong: NDArray[np.bool_] = those.predicted != those.labels
         return wrong
@@ -102,6 +108,7 @@ class Observations:
             self.labels[index],
             self.times[index],
             {name: column[index] for name, column in self.features.items()},
+            None if self.wrong is None else self.wrong[index],
         )
 
     @classmethod
@@ -111,17 +118,21 @@ class Observations:
         Classes that a later batch knows have probability 0 in the earlier ones.
         """
         width = max(batch.probabilities.shape[1] for batch in batches)
+        wrong = [batch.wrong for batch in batches if batch.wrong is not None]
         return cls(
             np.concatenate([batch.embeddings for batch in batches]),
             np.concatenate([_widened(batch.probabilities, width) for batch in batches]),
             np.concatenate([batch.labels for batch in batches]),
             np.concatenate([batch.times for batch in batches]),
             joined([(batch.features, len(batch)) for batch in batches]),
+            np.concatenate(wrong) if len(wrong) == len(batches) else None,
         )
 
     def arrays(self) -> State:
         """Plain contiguous arrays by name, about 4 (d + k) bytes an event."""
         columns = {name: getattr(self, name) for name in COLUMNS}
+        if self.wrong is not None:
+            columns[WRONG] = self.wrong
         features = {f"{FEATURE}{key}": value for key, value in packed(self.features).items()}
         return {key: np.array(value, order="C") for key, value in {**columns, **features}.items()}
 
@@ -140,6 +151,7 @@ class Observations:
             np.asarray(arrays["labels"], dtype=np.int64),
             np.asarray(arrays["times"], dtype=np.float64),
             unpacked({k[len(FEATURE) :]: v for k, v in arrays.items() if k.startswith(FEATURE)}),
+            arrays[WRONG].astype(np.bool_) if WRONG in arrays else None,
         )
         lengths = {name: len(getattr(found, name)) for name in COLUMNS}
         lengths |= {name: len(column) for name, column in found.features.items()}

@@ -50,7 +50,7 @@ class TabularEnsemble:
     ) -> None:
         if number and classes != 1:
             raise ValueError("a number is one output, not several classes")
-        self.columns, self.random = columns, random
+        self.columns, self.random, self.number = columns, random, number
         self._moments = Moments(columns.numbers, STANDARD_HALF_LIFE)
         self._parts = parts(columns, random.phases.size // 2)
         self._experts = [

@@ -117,6 +117,8 @@ def replay(
     set_up(config.log.model_copy(update={"level": "error"}))
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     config = config.model_copy(update={"source": _source(config, source), **changes})
+    if config.model.number:
+        raise click.UsageError("A replay compares classes; model.target is a number.")
     if undeclared(config):
         config = with_features(config, look(config).features)
     seconds: Mapping[Rung, float] = NOMINAL_SECONDS

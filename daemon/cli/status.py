@@ -122,6 +122,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
+        ("errors", _errors(found.get("errors") or {})),
         ("rivals", _rivals(found.get("rivals") or {})),
         ("source", _source(source) if source else None),
         ("incident", _incident(found.get("incident"))),
@@ -160,6 +161,19 @@ def _accuracies(values: dict[str, Any]) -> str | None:
         f"{name.replace('_', ' ')} {value:.1%}"
         for name, value in values.items()
         if isinstance(value, int | float)
+    )
+
+
+def _errors(found: dict[str, dict[str, float | None]]) -> str | None:
+    """Of a number: MAE, RMSE and R2, of late and of all."""
+    return "; ".join(
+        f"{window} "
+        + ", ".join(
+            f"{measure.upper()} {value:.4g}"
+            for measure, value in values.items()
+            if value is not None
+        )
+        for window, values in found.items()
     )
 
 

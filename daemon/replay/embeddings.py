@@ -91,6 +91,11 @@ class StoredSession:
         return self._head
 
     @property
+    def number(self) -> bool:
+        """Never: replays are of classes."""
+        return False
+
+    @property
     def preprocessor(self) -> Preprocessor:
         """Makes the graph's feeds of inputs."""
         return self.graph.preprocessor

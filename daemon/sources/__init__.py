@@ -27,7 +27,9 @@ def open_source(config: Config, decoder: Decoder | None = None) -> Source:
     ``decoder``: another than the one for the declared features.
     """
     features = config.model.features if config.model.task == "tabular" else None
-    decoder = decoder or Decoder(config.fields, config.events, features)
+    decoder = decoder or Decoder(
+        config.fields, config.events, features, numbers=config.model.number
+    )
     decoder.know(config.model.labels or ())
     source = config.source
     if isinstance(source, KafkaSourceConfig):

@@ -515,6 +515,13 @@ LIFE = dashboard(
                 "Champion", _CHAMPION, "{{version}}", "Each version, in the time that it served."
             ),
             _accuracy(24),
+            graph(
+                "Error, where a number is predicted",
+                {"{{measure}}": f"max by (measure) ({of('driftd_prequential_error')})"},
+                "Of the last 500 labelled events: MAE and RMSE in the target's unit, and R2. "
+                "Accuracy is then the share of events within the tolerance.",
+                width=24,
+            ),
         ],
         "Decisions": [
             stat(
