@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format generate clean
+.PHONY: help demo test soak check format generate clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ demo: $(VENV)/.ready  ## the whole loop on a real drifting stream, in a few minu
 
 test: $(VENV)/.ready  ## all tests
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.ready  ## the long tests: hundreds of kills, faults and broken events; an hour
+	$(BIN)/python -m pytest -m slow -n 1 -rP --timeout 14400
 
 check: $(VENV)/.ready  ## linter, formatter and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

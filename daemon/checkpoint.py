@@ -59,6 +59,7 @@ class CheckpointStore:
                 "set checkpoint.path to a writable folder"
             ) from error
         self._sequence = max((n for n, _ in self._files()), default=0)
+        self._broken: list[Path] = []
 
     def save(self, values: Mapping[str, Any], arrays: Arrays) -> int:
         """Write a checkpoint and make it the current one; returns its size in bytes.
@@ -89,6 +90,8 @@ class CheckpointStore:
                 "checkpoint.path. Nothing is lost: the last checkpoint is intact"
             ) from error
         self._sequence = sequence
+        while self._broken:  # they must not count among those that are kept
+            self._broken.pop().unlink(missing_ok=True)
         for _, old in self._files()[:-KEPT]:
             old.unlink(missing_ok=True)
         return len(payload)
@@ -107,6 +110,7 @@ class CheckpointStore:
             except (OSError, ValueError, SafetensorError) as error:
                 log.error("checkpoint %s is corrupt (%s), trying the one before", path.name, error)
                 broken.append(f"{path.name}: {error}")
+                self._broken.append(path)
                 continue
             fallback = "; ".join(broken) or None
             return Checkpoint(found.values, found.arrays, sequence, fallback)

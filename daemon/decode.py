@@ -137,6 +137,7 @@ class Decoder:
         self._fields = fields
         self._hint = hint
         self._clock = clock
+        self._steady = clock() - time.monotonic()
         self._label_path = fields.label
         self._label = _getter(fields.label)
         self._id = (fields.id, _getter(fields.id)) if fields.id else None
@@ -174,6 +175,10 @@ class Decoder:
     def decode(self, records: Records) -> tuple[EventBatch, list[Rejected]]:
         """All events among ``records``, and all that are none; nothing is lost, nothing raises."""
         now = self._clock()
+        # What the clock would show had nobody set it since the start. A limit is exceeded if it is
+        # by both: a clock that jumps must not have the daemon refuse what comes in.
+        steady = self._steady + time.monotonic()
+        early, late = min(now, steady), max(now, steady)
         kept: list[int] = []
         ids: list[str] = []
         times: list[float] = []
@@ -185,7 +190,9 @@ class Decoder:
             try:
                 event = self._parse(value, records.oversized.get(i))
                 item = self._input(event)
-                seconds = self._seconds(event, records.timestamps[i], now)
+                stamp = records.timestamps[i]
+                arrived = now if stamp == NO_TIME else stamp / 1000.0
+                seconds = self._seconds(event, arrived, early, late)
                 name = self._name(event)
                 label = self._read_label(event)
             except _RefusedError as refused:
@@ -246,13 +253,13 @@ class Decoder:
             return str(value)
         raise _unfit(path, value, "the id", f"a text of 1 to {MAX_ID} characters or a whole number")
 
-    def _seconds(self, event: dict[str, Any], timestamp: int, now: float) -> float:
+    def _seconds(self, event: dict[str, Any], arrived: float, early: float, late: float) -> float:
         if self._time is not None:
             path, get = self._time
             seconds = _event_time(path, get(event))
         else:
-            seconds = now if timestamp == NO_TIME else timestamp / 1000.0
-        ahead = seconds - now
+            seconds = arrived
+        ahead, age = seconds - late, early - seconds
         if ahead > self._events.max_future_seconds:
             raise _RefusedError(
                 Reason.FUTURE,
@@ -260,10 +267,10 @@ class Decoder:
                 f" events.max_future_seconds ({self._events.max_future_seconds:g})",
             )
         oldest = self._events.max_age_seconds
-        if oldest is not None and -ahead > oldest:
+        if oldest is not None and age > oldest:
             raise _RefusedError(
                 Reason.TOO_OLD,
-                f"the event's time {_iso(seconds)} is {-ahead:.0f} s ago, over"
+                f"the event's time {_iso(seconds)} is {age:.0f} s ago, over"
                 f" events.max_age_seconds ({oldest:g})",
             )
         return seconds

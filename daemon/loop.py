@@ -25,6 +25,7 @@ from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
 from daemon.events import EMPTY, EventBatch
 from daemon.journal import JournalWriter
+from daemon.ledger import Ledger
 from daemon.metrics import Metrics
 from daemon.repair import Repair
 from daemon.served import Answer, Opener, Served, right, score
@@ -73,6 +74,8 @@ class Loop:
         self.source = source
         self.dead_letters = dead_letters
         self.checkpoints = checkpoints
+        path = config.checkpoint.path / "ledger.jsonl"
+        self.ledger = Ledger(path) if config.checkpoint.ledger else None
         self.metrics = metrics or Metrics(config.name)
         self.health = health or Health()
         self.actor = actor
@@ -102,6 +105,7 @@ class Loop:
         self._started = clock.time()
         self._last_time = float("nan")
         self._connected: bool | None = None
+        self._torn = False
         self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
 
     # ---------------------------------------------------------------- life
@@ -117,6 +121,8 @@ class Loop:
         if found:
             self.state.restore(found)
             self.source.know(self.state.classes.names)
+            if self.ledger:
+                self.ledger.restore(found.values.get("ledger", 0))
         self.follow()
         if found:
             self.repair.resume()
@@ -142,10 +148,15 @@ class Loop:
         return self.repair.trainer.running
 
     def close(self, reason: str) -> None:
-        """Stop the trainer, write a last checkpoint, let go of the source."""
+        """Stop the trainer, write a last checkpoint, let go of the source.
+
+        After an error in the midst of a batch there is none: it would hold a half of the batch, and
+        the restart would count that half twice.
+        """
         self.repair.close()
         try:
-            self.checkpoint()
+            if not self._torn:
+                self.checkpoint()
         finally:
             self.journal.write("stopped", champion=self.state.champion, reason=reason)
             self.source.close()
@@ -167,10 +178,12 @@ class Loop:
             self._survived("registry", error)
         batch = polled.batch
         if len(batch):
+            self._torn = True
             self.take_in(batch)
             self.metrics.batch_events().observe(len(batch))
             self.metrics.step_seconds().observe(time.perf_counter() - began)
         self.state.positions |= polled.positions
+        self._torn = False
         try:
             self._serve_requests()
             self._bootstrap_if_due()
@@ -201,6 +214,7 @@ class Loop:
         batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels, truth), "")
+            self._note(batch, known, labels)
             state.events += len(batch)
             return
         with self.metrics.inference_seconds().time():
@@ -212,6 +226,7 @@ class Loop:
         admitted = self.admission.admit(examples, who, answer.take(rows), self.champion)
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
+        self._note(batch, known, labels)
         given, own = self._given(batch, answer, labels, truth)
         state.prequential.observe(numbers[own], right(state.scale, given[own], truth[own]))
         if state.scale:
@@ -248,6 +263,11 @@ class Loop:
         answered = np.eye(len(scale.names), dtype=np.float32)[scale.parts(answer.predicted)]
         wrong = ~scale.right(answer.predicted, truth)
         return Observations(embeddings, answered, parts, times, features, wrong)
+
+    def _note(self, batch: EventBatch, known: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
+        """Into the ledger. known: bool [n], a label came; labels: int64 [n], -1 if none counts."""
+        if self.ledger:
+            self.ledger.note(self.state.events, batch, known, known & (labels < 0))
 
     def _given(
         self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64], truth: NDArray[Any]
@@ -354,6 +374,8 @@ class Loop:
             if self.dead_letters.full:
                 # Read no more until the letters are away; the loop and its health go on.
                 self.dead_letters.flush(POLL_SECONDS)
+            if self.ledger and self.ledger.full:
+                self.ledger.sync()
             if self._finite and self.repair.trainer.running:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
@@ -361,6 +383,10 @@ class Loop:
             return self.source.poll(MAX_EVENTS, POLL_SECONDS)
         except DeadLetterError as error:
             self._survived("dead-letters", error)
+            time.sleep(POLL_SECONDS)
+            return Poll(EMPTY, [], {})
+        except CheckpointError as error:
+            self._survived("checkpoint", error)
             time.sleep(POLL_SECONDS)
             return Poll(EMPTY, [], {})
         finally:
@@ -465,7 +491,10 @@ class Loop:
         """Write a checkpoint now; dead letters are delivered first, so that none is lost."""
         self.dead_letters.flush()
         began = time.perf_counter()
-        size = self.checkpoints.save(self.state.values(), self.state.arrays())
+        values = self.state.values()
+        if self.ledger:
+            values["ledger"] = self.ledger.sync()
+        size = self.checkpoints.save(values, self.state.arrays())
         self.metrics.checkpoint_seconds().observe(time.perf_counter() - began)
         self.metrics.checkpoint_bytes().set(size)
         self.metrics.checkpoint_timestamp().set_to_current_time()
@@ -500,14 +529,17 @@ class Loop:
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")
-        self.health.ready = self.champion is not None and source.connected
+        located = bool(state.positions or source.positions())
+        self.health.ready = self.champion is not None and source.connected and located
         if self.health.ready:
             self.health.why = "ready"
         elif self.champion is None:
             warmup = self.config.bootstrap.warmup_events
             self.health.why = f"no champion yet: {state.memory.labelled} of {warmup} events"
-        else:
+        elif not source.connected:
             self.health.why = "the source is away"
+        else:
+            self.health.why = "no position in the source yet: it has no partition"
         self.snapshot = self.status()
         self.metrics.lag_events().set(self.snapshot["source"]["lag_events"] or 0)
         for part, count in self.snapshot["memory"].items():

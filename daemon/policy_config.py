@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deploy.config import AccessConfig, TlsConfig
+
 Trained = Literal[
     "head", "partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"
 ]
@@ -437,10 +439,16 @@ class CheckpointConfig(Section):
         ge=1,
         description="Most events between checkpoints; whichever comes first.",
     )
+    ledger: bool = Field(
+        default=False,
+        description="Note each event that was taken in, in `ledger.jsonl` beside the checkpoints:"
+        " `[number, id, topic, partition, offset, fate]`. For audits; about 80 bytes an event,"
+        " and never shortened, so it is off unless asked for.",
+    )
 
 
 class HttpConfig(Section):
-    """The daemon's own pages: metrics, health, status, journal. Read only."""
+    """The daemon's own pages: metrics, health, status, journal, and the operators' verbs."""
 
     host: str = Field(
         default="127.0.0.1",
@@ -452,6 +460,20 @@ class HttpConfig(Section):
         ge=0,
         le=65535,
         description="Port to bind, beside the server's 8080; 0 lets the system choose.",
+    )
+    stalled_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds without a turn of the loop after which `/health/live` says no. More"
+        " than the slowest turn takes, with a batch through the model and a slow disk.",
+    )
+    access: AccessConfig = Field(
+        default_factory=AccessConfig,
+        description="Who may read, and who may give orders. Without `tokens` nobody may give"
+        " orders over HTTP.",
+    )
+    tls: TlsConfig = Field(
+        default_factory=TlsConfig, description="Encryption. Tokens should not travel without."
     )
 
 

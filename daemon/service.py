@@ -75,7 +75,7 @@ def only_daemon(folder: Path) -> Iterator[None]:
 
 def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
-    metrics, health = Metrics(config.name), Health()
+    metrics, health = Metrics(config.name), Health(config.http.stalled_seconds)
     in_cluster = config.trainer.job
     elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
@@ -86,9 +86,10 @@ def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
         starting = {"model": config.name, "state": "starting", "reason": health.why}
         return loop.snapshot if loop else starting
 
-    api = ApiServer(application(metrics, health, status, registry), config.http)
+    app = application(metrics, health, status, registry, config.http)
+    api = ApiServer(app, config.http)
     api.start()
-    log.info("http://%s:%d serves /metrics, /status, /health", config.http.host, api.port)
+    log.info("%s serves /metrics, /status, /health and /v1", api.url)
     try:
         journal = JournalWriter(registry.journal, lambda: 0)
         config, source = open_known(config, registry, checkpoints, journal, health, stop)

@@ -83,11 +83,13 @@ class Session:
         threads: int = 1,
         batch: BatchConfig | None = None,
         number: bool = False,
+        tolerance: float = 0.0,
     ) -> None:
         self.preprocessor = preprocessor
         self.labels = tuple(labels)
         #: Whether the only logit is a number that the model predicts, and there are no classes.
         self.number = number
+        self._tolerance = tolerance
         self.head = head
         self.size_bytes = model.stat().st_size
         self._batch = batch or BatchConfig()
@@ -112,10 +114,27 @@ class Session:
         try:
             preprocessor = preprocessor or load_preprocessor(folder)
             model.stat()
-            number = predicts_number(folder)
+            description = json.loads((folder / DESCRIPTION_FILE).read_bytes())
+            scale = description.get("scale") or {"tolerance": 0.0}
+            tolerance = float(scale["tolerance"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise LoadError("bad_files", f"cannot read version {folder}: {error!r}") from error
-        return cls(model, preprocessor, labels, head, threads=threads, batch=batch, number=number)
+        return cls(
+            model,
+            preprocessor,
+            labels,
+            head,
+            threads=threads,
+            batch=batch,
+            number=description.get("target") == "number",
+            tolerance=tolerance,
+        )
+
+    def alike(self, one: str | float, other: str | float) -> bool:
+        """Whether two answers are the same label, or numbers that the model's tolerance allows."""
+        if isinstance(one, str) or isinstance(other, str):
+            return one == other
+        return abs(one - other) <= self._tolerance
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -136,6 +155,7 @@ class Session:
             self.head,
             batch=self._batch,
             number=self.number,
+            tolerance=self._tolerance,
         )
 
     def predict(self, inputs: Inputs, head: Head | None = None) -> Prediction:

@@ -21,6 +21,8 @@ OWNED = {
     "TrainingJobConfig": ("enabled", "template", "folder"),
     "CheckpointConfig": ("path",),
     "HttpConfig": ("host", "port"),
+    "AccessConfig": ("tokens",),
+    "TlsConfig": ("certificate", "key", "client_ca"),
     "ServerConfig": ("host", "port", "workers", "notice_seconds", "drain_seconds"),
 }
 DRAFT = "http://json-schema.org/draft-07/schema#"

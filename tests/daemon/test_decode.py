@@ -456,3 +456,18 @@ def test_who_labelled_is_read_and_never_a_reason_to_refuse() -> None:
     assert batch.labellers.tolist() == ["ann", "7", None, None]
     assert batch.take(np.array([1])).labellers.tolist() == ["7"]
     assert text_decoder().decode(records(json(text="a")))[0].labellers is None
+
+
+def test_a_clock_that_jumps_refuses_nothing() -> None:
+    shown = NOW
+    limits = EventsConfig(max_age_seconds=3600.0)
+    decoder = Decoder(FieldsConfig(time="time"), limits, clock=lambda: shown)
+    records = Records([b'{"text": "now", "time": %d}' % NOW], ["t"], [0], [0], [NO_TIME])
+    for jump in (0.0, 1e8, -1e8):
+        shown = NOW + jump
+        batch, rejected = decoder.decode(records)
+        assert (len(batch), rejected) == (1, [])
+    early = Records([b'{"text": "no", "time": %d}' % (NOW - 2e8)], ["t"], [0], [0], [NO_TIME])
+    assert decoder.decode(early)[1][0].reason == "too_old"
+    late = Records([b'{"text": "no", "time": %d}' % (NOW + 2e8)], ["t"], [0], [0], [NO_TIME])
+    assert decoder.decode(late)[1][0].reason == "future"

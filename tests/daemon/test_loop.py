@@ -267,6 +267,60 @@ def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):
     assert second.registry.state().champion != "v0001"
 
 
+def test_a_batch_that_failed_half_way_is_not_half_counted_after_the_restart(config, monkeypatch):
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.events < 900:
+        loop.step()
+    loop.checkpoint()
+    at, labelled = loop.state.events, loop.state.prequential.labelled
+    monkeypatch.setattr(loop.state.watch, "observe", lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.run(threading.Event())
+    assert loop.state.prequential.labelled > labelled
+    loop.close("ZeroDivisionError")
+    again = make_loop(config)
+    again.start()
+    assert (again.state.events, again.state.prequential.labelled) == (at, labelled)
+    again.run(threading.Event())
+    assert again.state.events == 2600
+    again.close("the test is over")
+
+
+class JumpingClock:
+    """Set by hand, days back and forth; what measures durations goes on evenly."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self):
+        self.jump = 0.0
+
+    def time(self):
+        return time.time() + self.jump
+
+
+def test_a_clock_that_jumps_loses_no_event_and_stops_no_repair(config):
+    source = open_source(config)
+    clock = JumpingClock()
+    loop = Loop(
+        config,
+        open_registry(config.registry, create=True),
+        source,
+        open_dead_letters(config),
+        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
+        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
+        clock=clock,
+    )
+    loop.start()
+    jumps = iter([1e7, -1e7, 3e8, -3e8] * 10_000)
+    while not (source.ended and not loop.busy):
+        clock.jump = next(jumps)
+        loop.step()
+    loop.close("the test is over")
+    assert loop.state.events == 2600
+    assert loop.registry.state().champion != "v0001"
+
+
 def test_operators_are_obeyed(config):
     loop = make_loop(config)
     loop.start()

@@ -140,7 +140,7 @@ def test_the_protocol_answers_a_number(made):
         {"name": "kind", "datatype": "BYTES", "shape": [1], "data": ["x"]},
     ]
     request = read_infer(orjson.dumps({"inputs": inputs}))
-    answer = orjson.loads(write_infer(request, "m", "v1", session.classes, prediction))
+    answer = orjson.loads(write_infer(request, "m", "v1", session.classes, prediction).body)
     (output,) = answer["outputs"]
     assert (output["name"], output["datatype"], output["shape"]) == ("value", "FP32", [2])
     assert output["data"][0] == pytest.approx(1e6 + 300, abs=40)
@@ -152,12 +152,28 @@ def test_the_protocol_answers_a_number(made):
     with pytest.raises(InputError, match="no output 'value'"):
         write_infer(request, "m", "v1", ("a", "b"), prediction)
 
+    as_bytes = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    request = read_infer(orjson.dumps(as_bytes))
+    answer = write_infer(request, "m", "v1", session.classes, prediction)
+    raw = np.frombuffer(answer.body[answer.json_bytes :], "<f4")
+    assert raw.tolist() == [pytest.approx(value) for value in output["data"]]
+
     plain = read_plain(orjson.dumps({"features": rows[0]}))
     found = orjson.loads(write_plain(plain, "v1", session.classes, prediction))
     assert found == {"value": pytest.approx(output["data"][0]), "version": "v1"}
     described = Described("m", ["v1"], session.preprocessor.tensors(), session.classes, 9)
     outputs = orjson.loads(write_metadata(described))["outputs"]
     assert [o["name"] for o in outputs] == ["value", "embedding"]
+
+
+def test_numbers_that_differ_by_less_than_the_tolerance_are_alike(made):
+    _, version, *_ = made
+    session = Session.open(version)
+    tolerance = json.loads((version / "model.json").read_bytes())["scale"]["tolerance"]
+    assert session.alike(10.0, 10.0 + 0.9 * tolerance)
+    assert not session.alike(10.0, 10.0 + 1.1 * tolerance)
+    assert session.alike("a", "a")
+    assert not session.alike("a", "b")
 
 
 def test_the_server_serves_it(made, serving, tmp_path):

@@ -216,6 +216,10 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
             "server.kserve needs monitoring.scrape: PodMonitor",
         ),
         (
+            {"mode": "apart", "server": {"kserve": {"enabled": True}, "tlsSecret": "cert"}},
+            "server.tlsSecret does not go with server.kserve",
+        ),
+        (
             {
                 "mode": "apart",
                 "server": {"autoscaling": {"enabled": True, "cpu": 0, "queueItems": 0}},
@@ -266,6 +270,72 @@ def test_keys_come_from_secrets_and_servers_see_no_private_one(render: Render) -
                 mounted = {mount["name"] for mount in container["volumeMounts"]} & set(secrets)
                 named = {"ours", "mine"} if container["name"] == "daemon" else {"ours"}
                 assert {secrets[name] for name in mounted} == named
+
+
+def test_the_server_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
+    server = {"tokensSecret": {"name": "ours", "key": "shop"}, "tlsSecret": "cert"}
+    for mode in ("together", "apart"):
+        rendered = render({"mode": mode, "config": {"source": SOURCE}, "server": server})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
+        settings = yaml.safe_load(data["server.yaml"])["server"]
+        files = {settings["access"]["tokens"], *settings["tls"].values()}
+        found = 0
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            volumes = {v["name"]: v for v in spec["volumes"]}
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: volumes[m["name"]]["secret"]["secretName"]
+                    for m in container["volumeMounts"]
+                    if "secret" in volumes.get(m["name"], {})
+                }
+                if container["args"] == ["serve"]:
+                    found += 1
+                    assert {folders[str(Path(file).parent)] for file in files} == {"ours", "cert"}
+                    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+                else:
+                    assert not folders
+            for volume in volumes.values():
+                assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
+        assert found == 1
+
+
+def test_the_daemon_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
+    daemon = {"tokensSecret": {"name": "ours", "key": "ops"}, "tlsSecret": "cert"}
+    for mode in ("together", "apart"):
+        policy = {"monitoring": [{"podSelector": {}}], "operators": [{"namespaceSelector": {}}]}
+        values = {"mode": mode, "config": {"source": SOURCE}, "daemon": daemon}
+        rendered = render({**values, "networkPolicy": policy})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+        settings = yaml.safe_load(data["driftd.yaml"])["http"]
+        files = {settings["access"]["tokens"], *settings["tls"].values()}
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            secrets = {v["name"]: v["secret"] for v in spec["volumes"] if "secret" in v}
+            assert all(secret["defaultMode"] == 0o440 for secret in secrets.values())
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: secrets[m["name"]]["secretName"]
+                    for m in container["volumeMounts"]
+                    if m["name"] in secrets
+                }
+                if container["name"] == "daemon":
+                    assert {folders[str(Path(file).parent)] for file in files} == {"ours", "cert"}
+                    assert container["livenessProbe"]["httpGet"]["scheme"] == "HTTPS"
+                else:
+                    assert not folders
+        service = next(
+            s for s in of_kind(rendered, "Service") if s["metadata"]["name"].endswith("-daemon")
+        )
+        # By these `driftd --context` finds it, and how to speak to it.
+        assert service["metadata"]["labels"]["app.kubernetes.io/component"] == "daemon"
+        assert service["metadata"]["labels"]["app.kubernetes.io/instance"] == "driftd"
+        (port,) = service["spec"]["ports"]
+        assert (port["name"], port["appProtocol"]) == ("daemon", "https")
+        (rule, *_) = next(
+            p["spec"]["ingress"]
+            for p in of_kind(rendered, "NetworkPolicy")
+            if p["metadata"]["name"].endswith("-daemon")
+        )
+        assert {"namespaceSelector": {}} in rule["from"]
 
 
 def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: Path) -> None:
@@ -395,9 +465,14 @@ def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
             if container["args"] == ["serve"]:
-                writable = [m["name"] for m in container["volumeMounts"] if not m.get("readOnly")]
+                writable = {
+                    m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")
+                }
                 # Copies of what lies in an object store are checked like the originals.
-                assert writable in (["tmp"], ["tmp", "cache"])
+                assert writable in (
+                    {"/tmp", "/var/lib/driftd/registry/traffic"},
+                    {"/tmp", "/var/cache/driftd"},
+                )
 
 
 def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:

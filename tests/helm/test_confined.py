@@ -33,6 +33,7 @@ mount -t tmpfs tmpfs /var/lib
 mkdir /var/lib/driftd /var/lib/source /var/lib/python /var/lib/packages
 mount --bind "$DATA" /var/lib/driftd
 if [ "$READ_ONLY" = yes ]; then mount -o remount,bind,ro /var/lib/driftd; fi
+if [ -n "$WRITABLE" ]; then mount --bind "$DATA/$WRITABLE" "/var/lib/driftd/$WRITABLE"; fi
 mount --bind "$SOURCE" /var/lib/source
 mount --bind "$PREFIX" /var/lib/python
 mount --bind "$PACKAGES" /var/lib/packages
@@ -87,10 +88,22 @@ def spec(render: Callable[..., Any], tmp_path: Path) -> dict[str, Any]:
     for config in (m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"]):
         for name, text in config.items():
             (data / name).write_text(text)
-    # fsGroup gives a volume to the pod's group.
-    os.chown(data, 0, found["securityContext"]["fsGroup"])
-    data.chmod(0o2775)
+    # fsGroup gives a volume to the pod's group; what is mounted by subPath is made alike.
+    parts = {m["subPath"] for c in found["containers"] for m in c["volumeMounts"] if _part(m)}
+    for folder in (data, *(data / below for part in parts for below in _below(part))):
+        folder.mkdir(exist_ok=True)
+        os.chown(folder, 0, found["securityContext"]["fsGroup"])
+        folder.chmod(0o2775)
     return found
+
+
+def _part(mount: dict[str, Any]) -> bool:
+    """Whether it is a part of the volume that may be written to."""
+    return mount["name"] == "data" and "subPath" in mount
+
+
+def _below(part: str) -> list[Path]:
+    return [*reversed(Path(part).parents), Path(part)]
 
 
 class Confined:
@@ -108,12 +121,13 @@ class Confined:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
-        mounts = {m["name"]: m for m in container["volumeMounts"]}
+        mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
         context = self.spec["securityContext"]
         environment = {
             **os.environ,
             "DATA": str(self.folder / "data"),
-            "READ_ONLY": "yes" if mounts["data"].get("readOnly") else "no",
+            "READ_ONLY": "yes" if mounts["/var/lib/driftd"].get("readOnly") else "no",
+            "WRITABLE": next((m["subPath"] for m in mounts.values() if _part(m)), ""),
             "SOURCE": str(ROOT),
             "PREFIX": sys.base_prefix,
             "PACKAGES": sysconfig.get_path("purelib"),
@@ -122,7 +136,7 @@ class Confined:
             "GROUP_ID": str(context["runAsGroup"]),
             "HTTP_PORT": str(self.http),
             "SERVER_PORT": str(self.server),
-            "CONFIG": f"/var/lib/driftd/{mounts['config']['subPath']}",
+            "CONFIG": f"/var/lib/driftd/{mounts['/etc/driftd/driftd.yaml']['subPath']}",
         }
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
@@ -169,7 +183,7 @@ def test_daemon_and_server_run_as_the_chart_confines_them(
     made = list((data / "registry" / "versions").iterdir())
     assert made
     user = confined.spec["securityContext"]["runAsUser"]
-    assert {path.stat().st_uid for path in (data / "registry", data / "state", *made)} == {user}
+    assert {path.stat().st_uid for path in (data / "state", *made)} == {user}
 
     server, log = confined.start("server")
     wait_until(lambda: get(confined.server, "/v2/health/ready")[0] == 200, server, log)

@@ -19,10 +19,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
     made = Stack(tmp_path, free_port(), free_port())
     yield made
-    for process in made.processes:
-        if process.child.poll() is None:
-            process.child.kill()
-            process.child.wait()
+    made.end()
 
 
 @pytest.fixture(scope="session")

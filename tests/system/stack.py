@@ -109,6 +109,13 @@ class Stack:
         self.processes.append(process)
         return process
 
+    def end(self) -> None:
+        """Kill what still runs."""
+        for process in self.processes:
+            if process.child.poll() is None:
+                process.child.kill()
+                process.child.wait()
+
     def order(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another process: one of the operators' commands."""
         return subprocess.run(

@@ -69,6 +69,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "http" (dict "host" "0.0.0.0" "port" 8081)
   "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
     "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
+{{- if .Values.daemon.tokensSecret.name -}}
+{{- $_ := set $ours.http "access" (dict "tokens" "/etc/driftd/daemon-tokens/tokens") -}}
+{{- end -}}
+{{- if .Values.daemon.tlsSecret -}}
+{{- $_ := set $ours.http "tls" (dict "certificate" "/etc/driftd/daemon-tls/tls.crt" "key" "/etc/driftd/daemon-tls/tls.key") -}}
+{{- end -}}
+{{- if .Values.server.tokensSecret.name -}}
+{{- $_ := set $ours.server "access" (dict "tokens" "/etc/driftd/tokens/tokens") -}}
+{{- end -}}
+{{- if .Values.server.tlsSecret -}}
+{{- $_ := set $ours.server "tls" (dict "certificate" "/etc/driftd/server-tls/tls.crt" "key" "/etc/driftd/server-tls/tls.key") -}}
+{{- end -}}
 {{- if .Values.kafka.saslSecret.name -}}
 {{- $_ := set $ours "source" (dict "sasl_password_file" "/etc/driftd/sasl/password") -}}
 {{- end -}}
@@ -139,6 +151,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if and .Values.registry.s3.url .Values.registry.existingClaim -}}
 {{- fail "registry.s3.url and registry.existingClaim are two places for one registry: give one" -}}
+{{- end -}}
+{{- if and .Values.server.kserve.enabled .Values.server.tlsSecret -}}
+{{- fail "server.tlsSecret does not go with server.kserve, whose own gateway speaks TLS" -}}
 {{- end -}}
 {{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
 {{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}

@@ -49,11 +49,11 @@ env:
 ports:
   - {name: daemon, containerPort: 8081}
 startupProbe:
-  httpGet: {path: /health/live, port: daemon}
+  httpGet: {path: /health/live, port: daemon{{ with .Values.daemon.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /health/live, port: daemon}
+  httpGet: {path: /health/live, port: daemon{{ with .Values.daemon.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -83,6 +83,12 @@ volumeMounts:
   {{- if .Values.kafka.tlsSecret.name }}
   - {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
   {{- end }}
+  {{- if .Values.daemon.tokensSecret.name }}
+  - {name: daemon-tokens, mountPath: /etc/driftd/daemon-tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.daemon.tlsSecret }}
+  - {name: daemon-tls, mountPath: /etc/driftd/daemon-tls, readOnly: true}
+  {{- end }}
   {{- if .Values.signing.privateSecret.name }}
   - {name: signing, mountPath: /etc/driftd/signing, readOnly: true}
   {{- end }}
@@ -110,15 +116,15 @@ env:
 ports:
   - {name: http, containerPort: 8080}
 startupProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 2
   failureThreshold: 60
 readinessProbe:
-  httpGet: {path: /v2/health/ready, port: http}
+  httpGet: {path: /v2/health/ready, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 2
 livenessProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -126,6 +132,7 @@ resources:
   {{- toYaml .Values.server.resources | nindent 2 }}
 securityContext:
   {{- toYaml .Values.security | nindent 2 }}
+# Of the registry a server writes only what it counts while a challenger sees traffic.
 volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: server.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
@@ -133,8 +140,16 @@ volumeMounts:
   - {name: cache, mountPath: /var/cache/driftd}
   {{- else if eq .Values.mode "together" }}
   - {name: data, mountPath: /var/lib/driftd, readOnly: true}
+  - {name: data, mountPath: /var/lib/driftd/registry/traffic, subPath: registry/traffic}
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
+  - {name: registry, mountPath: /var/lib/driftd/registry/traffic, subPath: traffic}
+  {{- end }}
+  {{- if .Values.server.tokensSecret.name }}
+  - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.tlsSecret }}
+  - {name: server-tls, mountPath: /etc/driftd/server-tls, readOnly: true}
   {{- end }}
   {{- if .Values.signing.publicSecret.name }}
   - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
@@ -151,6 +166,7 @@ volumeMounts:
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
 {{ include "driftd.storeVolume" . }}
+{{ include "driftd.accessVolumes" . }}
 {{ include "driftd.trustedVolume" . }}
 {{- end }}
 
@@ -173,6 +189,22 @@ envFrom:
   - secretRef: {name: {{ .secret }}}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- define "driftd.accessVolumes" -}}
+{{- with .Values.server.tokensSecret -}}
+{{- if .name -}}
+- name: tokens
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: tokens}]
+{{- end -}}
+{{- end }}
+{{ with .Values.server.tlsSecret -}}
+- name: server-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end -}}
 {{- end }}
 
 {{- define "driftd.trustedVolume" -}}
