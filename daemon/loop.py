@@ -375,7 +375,7 @@ class Loop:
                 examples, labels = examples.take(learned), labels.copy()
                 labels[rows[admitted][~learned]] = -1
             self._learn_online(batch, answer, labels, truth)
-            self._meet_rivals(batch, answer, labels, numbers)
+            self._meet_rivals(batch, answer, labels, truth, numbers)
             state.memory.add(examples, champion.encoder)
         return signals
 
@@ -502,14 +502,18 @@ class Loop:
         batch: EventBatch,
         answer: Answer,
         labels: NDArray[np.int64],
+        truth: NDArray[Any],
         numbers: NDArray[np.int64],
     ) -> None:
         rivals, rows = self.state.rivals, np.flatnonzero(labels >= 0)
         if not rivals.all or not len(rows):
             return
-        right = answer.predicted[rows] == labels[rows]
+        given, true, scale = answer.predicted[rows], truth[rows], self.state.scale
+        if scale is None:
+            names = np.array(self.state.classes.names, dtype=object)
+            given, true = names[given], names[true]
         for rival in rivals.all:
-            rival.meet(batch.inputs[rows], batch.labels[rows], numbers[rows], right)
+            rival.meet(batch.inputs[rows], true, numbers[rows], given, scale)
         for rival in rivals.shown_better():
             self.journal.write(
                 "rival-better",

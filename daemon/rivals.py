@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from daemon.config_reading import ConfigError, Problem
 from daemon.evidence import PairedTest
 from daemon.prequential import Prequential
+from daemon.served import right, score
 from learn.config import ModelConfig, RivalConfig
+from learn.number_scale import NumberScale
 from learn.river_model import RiverModel
 
 
@@ -28,29 +30,33 @@ class Rival:
         self.name = config.name
         self.test = PairedTest(alpha)
         self.score = Prequential()
-        self._river = RiverModel(config.model, config.parameters, model.columns, seed)
+        self._river = RiverModel(
+            config.model, config.parameters, model.columns, seed, number=model.number
+        )
 
     def meet(
         self,
         inputs: NDArray[Any],
-        labels: NDArray[np.object_],
+        truth: NDArray[Any],
         numbers: NDArray[np.int64],
-        champion_right: NDArray[np.bool_],
+        champion: NDArray[Any],
+        scale: NumberScale | None,
     ) -> None:
         """Take in ``n`` labelled events in order, after the champion has answered them.
 
-        labels: object [n] of str. numbers: int64 [n]. champion_right: bool [n].
+        truth, champion: what is true and what the champion answered, object [n] of str, or float64
+        [n] of numbers, which ``scale`` judges. numbers: int64 [n], of the events.
         """
-        right = (self._river.learn(inputs, labels) == labels).astype(np.bool_)
-        self.score.observe(numbers, right)
-        self.test.observe(right, champion_right)
+        given = self._river.learn(inputs, truth)
+        self.score.observe(numbers, right(scale, given, truth))
+        self.test.observe(score(scale, given, truth), score(scale, champion, truth))
 
-    def learn(self, inputs: NDArray[Any], labels: NDArray[np.object_]) -> None:
+    def learn(self, inputs: NDArray[Any], truth: NDArray[Any]) -> None:
         """Learn events that are not counted."""
-        self._river.learn(inputs, labels)
+        self._river.learn(inputs, truth)
 
-    def answer(self, inputs: NDArray[Any]) -> NDArray[np.object_]:
-        """Its classes for inputs [n], object [n] of str; None where it knows none."""
+    def answer(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Its classes for inputs [n], object [n] of str, None where it knows none; or numbers."""
         return self._river.answer(inputs)
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,10 +95,10 @@ class Rivals:
         self._told.update(rival.name for rival in found)
         return found
 
-    def learn(self, inputs: NDArray[Any], labels: NDArray[np.object_]) -> None:
+    def learn(self, inputs: NDArray[Any], truth: NDArray[Any]) -> None:
         """All learn these events, uncounted: at the beginning, and after a restart."""
         for rival in self.all:
-            rival.learn(inputs, labels)
+            rival.learn(inputs, truth)
 
     def values(self) -> dict[str, Any]:
         """The JSON-able half of the state."""

@@ -190,7 +190,8 @@ class State:
         known = self.memory.recent(self.memory.config.recent, since=0)
         if len(known):
             names = np.array(self.classes.names, dtype=object)
-            self.rivals.learn(known.inputs, names[known.labels])
+            truth = names[known.labels] if known.targets is None else known.targets
+            self.rivals.learn(known.inputs, truth)
 
     def promotions_today(self) -> int:
         """Promotions by the daemon in the last 24 hours."""

@@ -140,8 +140,6 @@ class ModelConfig(_Section):
             raise ValueError("target: number needs task: tabular and table: ensemble")
         if self.number and self.labels:
             raise ValueError("model.labels are classes: target: number has none")
-        if self.number and self.rivals:
-            raise ValueError("model.rivals are for classes, not for target: number")
         return self
 
     @model_validator(mode="after")

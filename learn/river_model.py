@@ -31,29 +31,43 @@ class RiverModel:
         parameters: Parameters,
         features: Sequence[FeatureConfig],
         seed: int,
+        *,
+        number: bool = False,
     ) -> None:
-        """Raises ValueError where the model has no such parameters."""
+        """``number``: it predicts a number, and labels are float64 [n], as its answers are.
+
+        Raises ValueError where there is no such model, or it has no such parameters.
+        """
         self._features = [(f.name, f.named) for f in features]
+        self._number = number
         nominal = [f.name for f in features if f.named]
+        make = (_OF_NUMBERS if number else _OF_CLASSES).get(name)
+        if make is None:
+            raise ValueError(
+                f"river's {name} does not predict numbers: {', '.join(_OF_NUMBERS)} do"
+            )
         try:
-            self._model = _MAKERS[name](dict(parameters), nominal, seed)
+            self._model = make(dict(parameters), nominal, seed)
         except (TypeError, ValueError) as error:
             raise ValueError(f"river's {name} cannot be made so: {error}") from error
 
-    def answer(self, inputs: NDArray[Any]) -> NDArray[np.object_]:
+    def answer(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Its classes for inputs [n], object [n] of str; None where it knows no class yet."""
-        found: NDArray[np.object_] = np.empty(len(inputs), dtype=object)
+        found = self._empty(len(inputs))
         for i, row in enumerate(self._rows(inputs)):
             found[i] = self._model.predict_one(row)
         return found
 
-    def learn(self, inputs: NDArray[Any], labels: NDArray[np.object_]) -> NDArray[np.object_]:
+    def learn(self, inputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         """Learn inputs [n], labels object [n] of str, in order; what it answered before each."""
-        found: NDArray[np.object_] = np.empty(len(inputs), dtype=object)
+        found = self._empty(len(inputs))
         for i, (row, label) in enumerate(zip(self._rows(inputs), labels.tolist(), strict=True)):
             found[i] = self._model.predict_one(row)
             self._model.learn_one(row, label)
         return found
+
+    def _empty(self, n: int) -> NDArray[Any]:
+        return np.empty(n, dtype=np.float64 if self._number else object)
 
     def _rows(self, inputs: NDArray[Any]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{} for _ in range(len(inputs))]
@@ -86,11 +100,39 @@ def _random_patches(parameters: dict[str, Any], nominal: list[str], seed: int) -
     return _river("ensemble").SRPClassifier(tree, **{"seed": seed, **parameters})
 
 
+def _forest_of_numbers(parameters: dict[str, Any], nominal: list[str], seed: int) -> Any:
+    make = _river("forest").ARFRegressor
+    return make(**{"seed": seed, **_leaves(nominal), **parameters})
+
+
+def _adaptive_tree_of_numbers(parameters: dict[str, Any], nominal: list[str], seed: int) -> Any:
+    make = _river("tree").HoeffdingAdaptiveTreeRegressor
+    return make(**{"seed": seed, **_leaves(nominal), **parameters})
+
+
+def _random_patches_of_numbers(parameters: dict[str, Any], nominal: list[str], seed: int) -> Any:
+    tree = _river("tree").HoeffdingTreeRegressor(grace_period=50, **_leaves(nominal))
+    return _river("ensemble").SRPRegressor(tree, **{"seed": seed, **parameters})
+
+
+def _leaves(nominal: list[str]) -> dict[str, Any]:
+    """A leaf's linear model, river's default, knows no texts: beside them it is the mean."""
+    prediction = {"leaf_prediction": "mean"} if nominal else {}
+    return {"nominal_attributes": nominal, **prediction}
+
+
 def _river(module: str) -> Any:
     return importlib.import_module(f"river.{module}")
 
 
-_MAKERS: dict[RiverModelName, Callable[[dict[str, Any], list[str], int], Any]] = {
+_Makers = dict[RiverModelName, Callable[[dict[str, Any], list[str], int], Any]]
+
+_OF_NUMBERS: _Makers = {
+    "adaptive-random-forest": _forest_of_numbers,
+    "hoeffding-adaptive-tree": _adaptive_tree_of_numbers,
+    "streaming-random-patches": _random_patches_of_numbers,
+}
+_OF_CLASSES: _Makers = {
     "adaptive-random-forest": _forest,
     "hoeffding-adaptive-tree": _adaptive_tree,
     "leveraging-bagging": _leveraging_bagging,

@@ -117,6 +117,29 @@ def test_rivals_are_counted_beside_the_champion_and_never_serve(config):
     again.close("the test is over")
 
 
+def test_a_number_has_rivals_compared_by_their_scores(config, tmp_path):
+    lines = []
+    for line in (tmp_path / "events.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        turned = int(row["id"][1:]) >= TURN
+        size = (row["x"] or 0.0) * (10.0 if row["kind"] == "p" else -10.0)
+        lines.append(json.dumps({**row, "label": -size if turned else size}))
+    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    settings = config.model_dump()
+    settings["model"] |= {"target": "number"}
+    loop = make_loop(Config.model_validate(settings))
+    loop.start()
+    loop.run(threading.Event())
+    found = loop.status()["rivals"]["river:hoeffding-adaptive-tree"]
+    assert found["events"] > 500
+    assert 0 < found["accuracy"] < 1
+    assert found["accuracy"] > found["accuracy_other"]
+    loop.close("the test is over")
+    settings["model"]["rivals"] = [{"model": "leveraging-bagging"}]
+    with pytest.raises(ConfigError, match="does not predict numbers"):
+        Rivals(ModelConfig.model_validate(settings["model"]), 0, 0.05)
+
+
 def test_wrong_parameters_are_a_problem_of_the_configuration():
     rivals = [{"model": "adaptive-random-forest", "parameters": {"trees": 3}}]
     model = {"task": "tabular", "features": [{"name": "x"}], "rivals": rivals}

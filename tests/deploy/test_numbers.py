@@ -156,6 +156,12 @@ def test_the_protocol_answers_a_number(made):
     with pytest.raises(InputError, match="no output 'value'"):
         write_infer(request, "m", "v1", ("a", "b"), prediction)
 
+    as_bytes = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    request = read_infer(orjson.dumps(as_bytes))
+    answer = write_infer(request, "m", "v1", session.classes, prediction)
+    raw = np.frombuffer(answer.body[answer.json_bytes :], "<f4")
+    assert raw.tolist() == [pytest.approx(value) for value in output["data"]]
+
     plain = read_plain(orjson.dumps({"features": rows[0]}))
     found = orjson.loads(write_plain(plain, "v1", session.classes, prediction))
     assert found == {"value": pytest.approx(output["data"][0]), "version": "v1"}
