@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import uvicorn
+import uvloop
 
 from deploy.api import create_app
 from deploy.config import ServerConfig
@@ -73,6 +74,7 @@ class InferenceServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody asks where a request came from
                 timeout_keep_alive=config.keepalive_seconds,
                 timeout_graceful_shutdown=int(config.drain_seconds) or 1,
                 backlog=config.backlog,
@@ -91,7 +93,8 @@ class InferenceServer:
         # Its own threads would fight the workers for the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _give_memory_back()
-        asyncio.run(self._run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._run())
 
     def stop(self) -> None:
         """End as SIGINT does, from any thread."""
