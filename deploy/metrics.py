@@ -173,6 +173,8 @@ class Metrics:
         self._model = model
         self._families = {metric.name: self._family(metric) for metric in METRICS}
         self._growing = {m.name for m in METRICS if "version" in m.labels and m.type != "gauge"}
+        # Finding a series anew costs microseconds, several times a request.
+        self._found: dict[tuple[str, tuple[str, ...]], Counter | Gauge | Histogram] = {}
         self._series: OrderedDict[str, set[tuple[str, tuple[str, ...]]]] = OrderedDict()
         self._lock = threading.Lock()
         self.gauge("driftd_server_start_time_seconds").set(time.time())
@@ -222,12 +224,16 @@ class Metrics:
         )
 
     def _child(self, kind: type[M], name: str, labels: tuple[str, ...]) -> M:
-        family = self._families[name]
-        if not isinstance(family, kind):
+        found = self._found.get((name, labels))
+        if found is None:
+            found = self._families[name].labels(self._model, *labels)
+            if name in self._growing:
+                if labels[0] != NO_VERSION:
+                    self._remember(labels[0], name, labels)
+                self._found[name, labels] = found
+        if not isinstance(found, kind):
             raise TypeError(f"{name} is no {kind.__name__.lower()}")
-        if name in self._growing and labels[0] != NO_VERSION:
-            self._remember(labels[0], name, labels)
-        return family.labels(self._model, *labels)
+        return found
 
     def _remember(self, version: str, name: str, labels: tuple[str, ...]) -> None:
         series = self._series.get(version)
@@ -238,4 +244,5 @@ class Metrics:
             if len(self._series) > _KEPT_VERSIONS:
                 _, gone = self._series.popitem(last=False)
                 for old, values in gone:
+                    self._found.pop((old, values), None)
                     self._families[old].remove(self._model, *values)

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import uvicorn
+import uvloop
 
 from deploy.access import exposures
 from deploy.answering import Answering
@@ -89,6 +90,7 @@ class InferenceServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             timeout_keep_alive=config.keepalive_seconds,
             timeout_graceful_shutdown=int(config.drain_seconds) or 1,
             backlog=config.backlog,
@@ -118,7 +120,8 @@ class InferenceServer:
         # Its own threads would fight the workers for the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _give_memory_back()
-        asyncio.run(self._run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._run())
 
     def stop(self) -> None:
         """End as SIGINT does, from any thread."""

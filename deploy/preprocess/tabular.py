@@ -114,6 +114,8 @@ class TabularPreprocessor:
             raise ValueError("two features have the same name")
         self.features = tuple(features)
         self.cut = cut
+        self._names = frozenset(f.name for f in features)
+        self._dtype = np.dtype([(f.name, "O" if f.named else "<f8") for f in features])
         self._numbers = [f for f in self.features if not f.named]
         self._categories = [f for f in self.features if f.named]
         self._mean = np.array([f.mean for f in self._numbers])
@@ -211,10 +213,9 @@ class TabularPreprocessor:
 
     def read(self, tensors: Tensors) -> Rows:
         """From one tensor a feature ([n] or [n, 1]), or the feeds ``numeric``, ``category``."""
-        names = {f.name for f in self.features}
         feeds = {"numeric"} if self._numbers else set()
         feeds |= {"category"} if self._categories else set()
-        if set(tensors) == feeds and feeds != names:
+        if set(tensors) == feeds and feeds != self._names:
             return self._read_feeds(tensors)
         self._same_names(tensors)
         columns: dict[str, list[object]] = {}
@@ -265,7 +266,9 @@ class TabularPreprocessor:
         return standard.astype(np.float32)
 
     def _same_names(self, names: Collection[str], item: int | None = None) -> None:
-        given, wanted = set(names), {f.name for f in self.features}
+        given, wanted = set(names), self._names
+        if given == wanted:
+            return
         if missing := sorted(wanted - given):
             raise InputError(
                 f"feature {missing[0]!r} is missing (send null where it is not known)", item
@@ -277,8 +280,7 @@ class TabularPreprocessor:
 
     def _structured(self, columns: Mapping[str, Sequence[object]]) -> Inputs:
         n = len(columns[self.features[0].name])
-        dtype = [(f.name, "O" if f.named else "<f8") for f in self.features]
-        table = np.empty(n, np.dtype(dtype))
+        table = np.empty(n, self._dtype)
         for feature in self.features:
             values = columns[feature.name]
             if len(values) != n:
