@@ -101,6 +101,12 @@ class Answering:
         encoded = await aside(size, lambda: read(loaded.preprocessor))
         return await self.engine.predict(loaded, encoded, left, within=_left_until(due))
 
+    def exposition(self) -> bytes:
+        """The metrics of this process."""
+        self.metrics.gauge("driftd_server_ready").set(self.engine.ready)
+        self.metrics.gauge("driftd_server_queue_items").set(self.engine.queued)
+        return self.metrics.exposition()
+
     def done(
         self, protocol: str, version: str, begun: float, error: Exception | None = None
     ) -> int:
