@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -115,7 +115,9 @@ class Child:
 class Supervisor:
     """Keeps children up until a signal, or until one of them cannot be kept up.
 
-    commands: by the name that prefixes what the child prints. Times are settable for tests.
+    commands: by the name that prefixes what the child prints. say: told what happens to the
+    children, which then print to where this process does, and without a prefix. Times are settable
+    for tests.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Supervisor:
         commands: Mapping[str, Sequence[str]],
         *,
         output: TextIO | None = None,
+        say: Callable[[str], None] | None = None,
         first_pause: float = FIRST_PAUSE,
         crashes: int = CRASHES,
         drain_seconds: float = DRAIN_SECONDS,
@@ -130,6 +133,8 @@ class Supervisor:
         self._children = [Child(name, command) for name, command in commands.items()]
         self._width = max(len(child.name) for child in self._children)
         self._output = output or sys.stderr
+        self._say: Callable[[str], None] = say or self._tell
+        self._copied = say is None
         self._lock = threading.Lock()
         self._first_pause = first_pause
         self._crashes = crashes
@@ -160,7 +165,8 @@ class Supervisor:
                 return 0
             time.sleep(LOOK_SECONDS)
         number = self._signals.popleft()
-        self._say(f"{signal.Signals(number).name}: ending daemon and server")
+        names = " and ".join(child.name for child in self._children)
+        self._say(f"{signal.Signals(number).name}: ending {names}")
         return 0 if self._take_down(number) else 1
 
     def _look_after(self, child: Child) -> int | None:
@@ -201,11 +207,12 @@ class Supervisor:
         child.process = subprocess.Popen(
             child.command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE if self._copied else None,
+            stderr=subprocess.STDOUT if self._copied else None,
             process_group=0,
         )
-        assert child.process.stdout is not None
+        if child.process.stdout is None:
+            return
         child.reader = threading.Thread(
             target=self._copy, args=(child.name, child.process.stdout), daemon=True
         )
@@ -249,7 +256,7 @@ class Supervisor:
             for line in stream:
                 self._write(name, line.decode(errors="replace").rstrip("\n"))
 
-    def _say(self, message: str) -> None:
+    def _tell(self, message: str) -> None:
         if as_json():
             log.info("%s", message)
         else:

@@ -143,6 +143,13 @@ class Answering:
             loaded, encoded, left, within=_left_until(due), asked=asked
         )
 
+    def exposition(self) -> bytes:
+        """The metrics of this process."""
+        self.metrics.gauge("driftd_server_ready").set(self.engine.ready)
+        self.metrics.gauge("driftd_server_queue_items").set(self.engine.queued)
+        self.metrics.gauge("driftd_server_log_queue_items").set(self.engine.unlogged)
+        return self.metrics.exposition()
+
     def done(
         self, protocol: str, version: str, begun: float, error: Exception | None = None
     ) -> int:

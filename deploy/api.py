@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploy.access import guarded
 from deploy.answering import ID, STATUS, Answering, Chosen, aside
+from deploy.crew import Crew
 from deploy.engine import Asked, Loaded
 from deploy.errors import (
     ClientGoneError,
@@ -72,13 +73,17 @@ class _Call:
     chosen: Chosen | None = None
 
 
-def create_app(answering: Answering, repository: Repository, release: str) -> ASGIApp:
-    """The application. ``release``: this server's version, for the metadata.
+def create_app(
+    answering: Answering, repository: Repository, release: str, crew: Crew | None = None
+) -> ASGIApp:
+    """The application.
+
+    release: this server's version, for the metadata; crew: of which it is, if of any.
 
     Raises `AccessError` if tokens are configured that cannot be used.
     """
     config = answering.config
-    api = _Api(answering, repository, release)
+    api = _Api(answering, repository, release, crew)
     app = Starlette(
         routes=[
             Route(each.path, getattr(api, each.handler), methods=[each.method])
@@ -138,12 +143,14 @@ def _due(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
 
 
 class _Api:
-    def __init__(self, answering: Answering, repository: Repository, release: str) -> None:
+    def __init__(
+        self, answering: Answering, repository: Repository, release: str, crew: Crew | None
+    ) -> None:
         self._answering = answering
         self._repository = repository
         self._engine = answering.engine
         self._config = answering.config
-        self._metrics = answering.metrics
+        self._crew = crew
         self._release = release
         self._document = dump(document(answering.config, release))
 
@@ -154,10 +161,9 @@ class _Api:
         return _json(self._document)
 
     async def exposition(self, request: Request) -> Response:
-        self._metrics.gauge("driftd_server_ready").set(self._engine.ready)
-        self._metrics.gauge("driftd_server_queue_items").set(self._engine.queued)
-        self._metrics.gauge("driftd_server_log_queue_items").set(self._engine.unlogged)
-        return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
+        crew = self._crew
+        page = self._answering.exposition() if crew is None else await crew.exposition()
+        return Response(page, media_type=CONTENT_TYPE)
 
     async def server(self, request: Request) -> Response:
         return _json(dump({"name": "driftd", "version": self._release, "extensions": _EXTENSIONS}))

@@ -155,6 +155,13 @@ class ServerConfig(BaseModel):
         description="Threads that run the model, each on one core: two one-thread workers answer "
         "a third more requests than one session with two threads.",
     )
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that share the port, and among them `workers` and `queue_limit`. "
+        "One answers some thousand requests a second; more are for fast models on many cores. "
+        "Each holds the versions in its own memory.",
+    )
     batch: BatchConfig = Field(default_factory=BatchConfig, description="How items share a run.")
     queue_limit: int = Field(
         default=1024,
@@ -261,11 +268,22 @@ class ServerConfig(BaseModel):
             raise ValueError(f"port and grpc_port are both {self.port}: give gRPC its own")
         return self
 
+    def share(self) -> Self:
+        """The settings of one of the processes."""
+        return self.model_copy(
+            update={
+                "processes": 1,
+                "workers": max(1, self.workers // self.processes),
+                "queue_limit": self.queue_limit // self.processes,
+            }
+        )
+
     @model_validator(mode="after")
     def _one_request_fits_the_queue(self) -> Self:
-        if self.max_items > self.queue_limit:
+        if self.max_items > self.queue_limit // self.processes:
             raise ValueError(
-                f"max_items ({self.max_items}) is larger than queue_limit ({self.queue_limit}): "
+                f"max_items ({self.max_items}) is larger than queue_limit ({self.queue_limit}), or "
+                "than a process's share of it: "
                 "such a request could never be accepted; raise queue_limit or lower max_items"
             )
         return self

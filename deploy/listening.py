@@ -28,8 +28,28 @@ _DROP_SYN = (
 )
 
 
-def bind(host: str, port: int, backlog: int) -> socket.socket:
-    """A listening socket. Raises `BindError`, saying why and what to do."""
+def bind(host: str, port: int, backlog: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket. Raises `BindError`, saying why and what to do.
+
+    shared: other processes of this user may listen on the port too, if they share it as well.
+    """
+    listener = _bound(host, port, shared)
+    listener.listen(backlog)
+    listener.setblocking(False)
+    return listener
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that keeps a port for processes that will share it; it takes no connections.
+
+    Raises `BindError`, if anything else has the port too.
+    """
+    with _bound(host, port, shared=False) as alone:
+        port = alone.getsockname()[1]
+    return _bound(host, port, shared=True)
+
+
+def _bound(host: str, port: int, shared: bool) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -40,9 +60,9 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _let_go_of_the_dead(listener)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(backlog)
-        listener.setblocking(False)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -92,7 +92,6 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.so_reuseport", 0),
 )
 
 Work = Callable[[Any, aio.ServicerContext], Awaitable[Any]]
@@ -101,6 +100,7 @@ Work = Callable[[Any, aio.ServicerContext], Awaitable[Any]]
 class RpcServer:
     """The protocol's methods, served on a port of their own.
 
+    shared: other processes listen on the port too.
     Raises `AccessError` if tokens are configured that cannot be used.
     """
 
@@ -110,6 +110,7 @@ class RpcServer:
         repository: Repository,
         release: str,
         tls: Renewed | None = None,
+        shared: bool = False,
     ) -> None:
         self._answering = answering
         self._repository = repository
@@ -117,6 +118,7 @@ class RpcServer:
         self._config: ServerConfig = answering.config
         self._release = release
         self._tls = tls
+        self._shared = shared
         tokens = answering.config.access.tokens
         self._tokens = None if tokens is None else Tokens(tokens)
         self._server: aio.Server | None = None
@@ -125,7 +127,11 @@ class RpcServer:
     async def start(self) -> None:
         """Listen. Raises `BindError`."""
         config = self._config
-        options = [*_OPTIONS, ("grpc.max_receive_message_length", config.max_body_bytes)]
+        options = [
+            *_OPTIONS,
+            ("grpc.so_reuseport", int(self._shared)),
+            ("grpc.max_receive_message_length", config.max_body_bytes),
+        ]
         server = aio.server(options=options)
         server.add_generic_rpc_handlers(self._handlers())
         host = f"[{config.host}]" if ":" in config.host else config.host

@@ -26,6 +26,7 @@ from deploy.answering import Answering
 from deploy.api import create_app
 from deploy.config import ServerConfig
 from deploy.connection import connection
+from deploy.crew import Crew
 from deploy.engine import Engine
 from deploy.errors import BindError, DeployError
 from deploy.listening import bind, turn_away
@@ -49,14 +50,15 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
 _LARGE_BLOCK_BYTES = 128 * 1024
 
 
-def serve(config: ServerConfig, source: Source) -> None:
+def serve(config: ServerConfig, source: Source, crew: Crew | None = None) -> None:
     """Serve a registry's champion until SIGTERM or SIGINT, then drain and return.
 
     source: a registry, or where it is or will be; the server starts and waits without one.
+    crew: of which this process is one, where several share the port.
     Raises `BindError` if the address cannot be bound, `AccessError` if the tokens or the files for
     TLS cannot be used.
     """
-    InferenceServer(config, source).run()
+    InferenceServer(config, source, crew=crew).run()
 
 
 class InferenceServer:
@@ -67,8 +69,10 @@ class InferenceServer:
         config: ServerConfig,
         source: Source,
         metrics: Metrics | None = None,
+        crew: Crew | None = None,
     ) -> None:
-        self.config = config
+        self.config = config = config if crew is None else config.share()
+        self._crew = crew
         self.metrics = metrics or Metrics(config.name)
         logged = config.prediction_log
         self._log = None if logged is None else PredictionLog(logged, self.metrics)
@@ -78,10 +82,11 @@ class InferenceServer:
         tls = None if config.tls.certificate is None else Renewed(config.tls)
         answering = Answering(self.engine, config, self.metrics)
         repository = Repository(versions, answering)
-        app = create_app(answering, repository, _release())
+        app = create_app(answering, repository, _release(), crew)
+        self._answering = answering
         self._rpc = None
         if config.grpc_port is not None:
-            self._rpc = _rpc_server(answering, repository, tls)
+            self._rpc = _rpc_server(answering, repository, tls, shared=crew is not None)
         http = uvicorn.Config(
             app,
             http=connection(config.body_seconds),
@@ -99,7 +104,7 @@ class InferenceServer:
         if tls is not None:
             http.ssl = tls.context
         self._http = _Http(http)
-        self._socket = bind(config.host, config.port, config.backlog)
+        self._socket = bind(config.host, config.port, config.backlog, shared=crew is not None)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Future[None] | None = None
 
@@ -137,6 +142,8 @@ class InferenceServer:
             except DeployError:
                 self._socket.close()
                 raise
+        if self._crew is not None:
+            await self._crew.open(self._answering.exposition)
         if self._log is not None:
             self._log.start()
         self.engine.start()
@@ -153,6 +160,8 @@ class InferenceServer:
             if self._draining is not None:
                 await self._draining
         finally:
+            if self._crew is not None:
+                self._crew.close()
             self.watcher.stop()
             self.engine.stop()
             self._socket.close()
@@ -208,14 +217,16 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
-def _rpc_server(answering: Answering, repository: Repository, tls: Renewed | None) -> RpcServer:
+def _rpc_server(
+    answering: Answering, repository: Repository, tls: Renewed | None, shared: bool
+) -> RpcServer:
     try:
         from deploy.rpc import RpcServer
     except ModuleNotFoundError as error:
         raise BindError(
             f'server.grpc_port needs the package {error.name}: pip install "driftd[grpc]"'
         ) from error
-    return RpcServer(answering, repository, _release(), tls)
+    return RpcServer(answering, repository, _release(), tls, shared)
 
 
 def _release() -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +20,9 @@ from daemon.cli.app import TRAINING_EXTRA
 from daemon.cli.options import config_option
 from daemon.logs import set_up
 from daemon.operating_config import load_operating
+
+if TYPE_CHECKING:
+    from deploy.config import ServerConfig
 
 
 def _supervised(ctx: click.Context, parameter: click.Parameter, parent: int | None) -> None:
@@ -71,11 +79,13 @@ def run(config_path: Path) -> None:
 @click.command()
 @config_option
 @supervised_option
-def serve(config_path: Path) -> None:
-    """Serve the champion over HTTP (Open Inference Protocol V2).
+@click.option("--crew", type=(str, int), hidden=True, help="Be one of several: folder, number.")
+def serve(config_path: Path, crew: tuple[str, int] | None) -> int:
+    """Serve the champion over HTTP and gRPC (Open Inference Protocol V2).
 
     Needs the base install only. Reads the sections registry, server and log; waits for a
     registry and a champion if there is none yet, and follows every promotion and rollback.
+    With server.processes above 1 it starts that many, and starts again one that crashes.
 
     \b
     Examples:
@@ -84,9 +94,33 @@ def serve(config_path: Path) -> None:
     """
     config = load_operating(config_path, os.environ)
     set_up(config.log)
+    if config.server.processes > 1 and crew is None:
+        return _serve_by_several(config.server, config_path)
     from deploy import server
+    from deploy.crew import Crew
 
-    server.serve(config.server, config.registry)
+    ours = None if crew is None else Crew(Path(crew[0]), crew[1])
+    server.serve(config.server, config.registry, ours)
+    return 0
+
+
+def _serve_by_several(config: ServerConfig, config_path: Path) -> int:
+    from daemon.up import Supervisor
+    from deploy.listening import reserve
+
+    with ExitStack() as held:
+        folder = held.enter_context(TemporaryDirectory(prefix="driftd-"))
+        for key, port in (("PORT", config.port), ("GRPC_PORT", config.grpc_port)):
+            if port is not None:
+                taken = held.enter_context(reserve(config.host, port))
+                os.environ[f"DRIFTD_SERVER__{key}"] = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "daemon.cli", "serve", "-c", str(config_path)]
+        command += ["--supervisor", str(os.getpid()), "--crew", folder]
+        return Supervisor(
+            {f"server {index}": [*command, str(index)] for index in range(config.processes)},
+            say=logging.getLogger("driftd.server").warning,
+            drain_seconds=config.notice_seconds + config.drain_seconds + 5,
+        ).run()
 
 
 @click.command()
