@@ -77,17 +77,21 @@ class SchemaRegistry:
             self._refer(found.get("references") or [], named, 0)
         except NoSuchSchema as error:
             self._unknown[number] = now + UNKNOWN_SECONDS, str(error)
+            self._back()
             raise
         except FormatAway as error:
             self._again = time.monotonic() + RETRY_SECONDS
-            if str(error) != self._away:
+            if not self._away:
                 log.warning("%s; events wait until it answers", error)
             self._away = str(error)
             raise
+        self._back()
+        return str(found["schema"]), list(named.values())
+
+    def _back(self) -> None:
         if self._away:
             log.info("the schema registry at %s answers again", self._url)
             self._away = ""
-        return str(found["schema"]), list(named.values())
 
     def _refer(
         self, references: list[dict[str, Any]], named: dict[tuple[str, int], str], depth: int
