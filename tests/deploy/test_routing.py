@@ -308,13 +308,21 @@ def test_a_client_s_own_deadline_is_not_the_challenger_s_failure(
         release.wait(20)
         return run(self, *arguments)
 
+    def let_go(server):
+        """Once the second request waits, and its deadline has passed."""
+        try:
+            eventually(lambda: server.engine.queued)
+            time.sleep(0.2)
+        finally:
+            release.set()
+
     with serving(workers=1) as (server, client):
         begin(server, store, eventually, second, "canary", 100)
         monkeypatch.setattr(Session, "run", wait)
         asked = threading.Thread(target=ask, args=(client,))
         asked.start()
         assert working.wait(20)
-        threading.Timer(0.3, release.set).start()
+        threading.Thread(target=let_go, args=(server,)).start()
         late = httpx.post(
             f"{server.url}/predict",
             json={"text": "my card"},
