@@ -24,6 +24,7 @@ log = logging.getLogger("driftd.schemas")
 
 RETRY_SECONDS = 1.0
 UNKNOWN_SECONDS = 30.0  # a schema may be registered after its first record was written
+MOST_UNKNOWN = 1000  # ids remembered that there are no schemas of: noise is full of them
 MOST_BYTES = 4 * 1024 * 1024  # of one answer
 DEEPEST = 20  # references to references
 SCHEMA_NOT_FOUND, SUBJECT_NOT_FOUND, VERSION_NOT_FOUND = 40403, 40401, 40402
@@ -77,6 +78,8 @@ class SchemaRegistry:
             self._refer(found.get("references") or [], named, 0)
         except NoSuchSchema as error:
             self._unknown[number] = now + UNKNOWN_SECONDS, str(error)
+            if len(self._unknown) > MOST_UNKNOWN:
+                del self._unknown[next(iter(self._unknown))]
             self._back()
             raise
         except FormatAway as error:
