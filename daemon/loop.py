@@ -284,7 +284,8 @@ class Loop:
         state = self.state
         for signal in alarmed:
             self.metrics.alarms(signal.detector, signal.kind).inc()
-        if state.events < state.quiet_until and state.incident is None:
+        cooling = state.events < state.quiet_until and not self.repair.losing
+        if cooling and state.incident is None:
             self.journal.write(
                 "alarm-held",
                 detectors=[signal.detector for signal in alarmed],
