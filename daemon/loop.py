@@ -447,7 +447,8 @@ class Loop:
             self.metrics.alarms(signal.detector, signal.kind).inc()
         if not self.leads:
             return  # what to do about it is the leader's to say
-        if state.events < state.quiet_until and state.incident is None:
+        cooling = state.events < state.quiet_until and not self.repair.losing
+        if cooling and state.incident is None:
             self.journal.write(
                 "alarm-held",
                 detectors=[signal.detector for signal in alarmed],

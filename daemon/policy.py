@@ -7,11 +7,23 @@ reason, both of which go to the journal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import xlogy
+
 from daemon.policy_config import LADDER, PolicyConfig, Rung
+
+# Standard deviations: one wrong "damage is shown" in 200 looks at a model without any.
+SURE = 2.576
+# Logarithm of the likelihood ratio that shows a change.
+LIKELIER = 15.0
+# Events after a fall of accuracy, at least, for it to be seen.
+FEWEST = 20
 
 Cause = Literal["drift", "improvement", "operator", "exclusion", "bootstrap"]
 
@@ -55,12 +67,20 @@ class Incident:
     wait_until: int = 0
 
     def tried(self, rung: Rung, event: int) -> bool:
-        """Whether the rung had its chance; it has another once the regime's data has tripled."""
+        """Whether the rung had its chance; a cheap one has another once it is `outgrown`."""
         latest = max((a.started_event for a in self.attempts if a.rung == rung), default=None)
         if latest is None:
             return False
-        then, now = latest - self.onset_event, event - self.onset_event
-        return rung not in RETRIED or now < MORE_DATA * max(then, 1)
+        return rung not in SHALLOW or not self.outgrown(latest, event)
+
+    def outgrown(self, started_event: int, event: int) -> bool:
+        """Whether the regime's data has doubled since an attempt began to learn from it."""
+        then, now = started_event - self.onset_event, event - self.onset_event
+        return now >= MORE_DATA * max(then, 1)
+
+    def tries(self, rung: Rung) -> int:
+        """How many attempts there were at the rung."""
+        return sum(attempt.rung == rung for attempt in self.attempts)
 
     @property
     def promoted(self) -> Attempt | None:
@@ -96,9 +116,9 @@ class Situation:
     event: int
     labelled: int
     accuracy: float
-    archived: int
-    online_head: bool
     promotions_today: int
+    archived: int = 0
+    online_head: bool = False
     deep: bool = True
     pinned: bool = False
     paused: bool = False
@@ -119,13 +139,60 @@ def damage_points(incident: Incident, situation: Situation) -> float:
     return 100.0 * (incident.reference_accuracy - situation.accuracy)
 
 
+def sure_loss(accuracy: float, events: int, reference: float) -> float:
+    """Accuracy points below the reference that so many events prove at least; may be negative.
+
+    By the upper end of Wilson's interval (1927) for the accuracy, 0 to 1, on the events.
+    """
+    if not events:
+        return -math.inf
+    z2 = SURE * SURE / events
+    spread = math.sqrt(accuracy * (1 - accuracy) / events + z2 / (4 * events))
+    return 100 * (reference - (accuracy + z2 / 2 + SURE * spread) / (1 + z2))
+
+
+def fell_at(outcomes: NDArray[np.bool_], config: PolicyConfig) -> int | None:
+    """The place in the champion's outcomes, bool [n], from which it answers clearly worse, if any.
+
+    By the likelihood ratio of one change, at its likeliest place, to none. It is looked for at all
+    places, every turn: `LIKELIER` leaves room for a million looks.
+    """
+    n = len(outcomes)
+    places = np.arange(config.min_labelled, n - FEWEST)
+    if not len(places):
+        return None
+    right = np.cumsum(outcomes)
+    before = right[places - 1] / places
+    after = (right[-1] - right[places - 1]) / (n - places)
+    fits = places * _fit(before) + (n - places) * _fit(after)
+    best = int(fits.argmax())
+    place = int(places[best])
+    ratio = float(fits[best] - n * _fit(right[-1:] / n)[0])
+    lost = 100 * float(before[best] - after[best])
+    return place if ratio >= LIKELIER and lost >= config.min_damage_points else None
+
+
+def _fit(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-likelihood an event of outcomes with mean ``p`` under it."""
+    found: NDArray[np.float64] = xlogy(p, p) + xlogy(1 - p, 1 - p)
+    return found
+
+
+def damage_shown(incident: Incident, situation: Situation, config: PolicyConfig) -> bool:
+    """Whether the events since the onset, or the last promotion, prove a damage to be repaired."""
+    if incident.cause != "drift":
+        return False
+    loss = sure_loss(situation.accuracy, situation.labelled, incident.reference_accuracy)
+    return loss >= config.min_damage_points
+
+
 def choose(incident: Incident, situation: Situation, config: PolicyConfig) -> Choice:
     """The lowest rung that may repair the damage, or why not to climb now."""
     if situation.paused:
         return Choice("wait", "learning is paused by an operator")
     if situation.pinned:
         return Choice("wait", "the champion is pinned by an operator")
-    if situation.event < incident.wait_until:
+    if situation.event < incident.wait_until and not damage_shown(incident, situation, config):
         return Choice("wait", f"collecting evidence until event {incident.wait_until}")
     if situation.promotions_today >= config.max_promotions_per_day:
         limit = config.max_promotions_per_day
@@ -148,7 +215,8 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
         sentence = f"{incident.only} trains layers that a table's ensemble does not have"
         return Choice("close", sentence, outcome="failed")
     waiting = ""
-    for rung in rungs:
+    # Of the two ways to a new head, the one that had fewer chances comes first.
+    for rung in sorted(rungs, key=lambda r: (PRICE[r], incident.tries(r) if PRICE[r] == 1 else 0)):
         if incident.tried(rung, situation.event):
             continue
         if rung == "recall" and not situation.archived:
@@ -174,6 +242,9 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
         return Choice("climb", why, rung)
     if waiting:
         return Choice("wait", waiting)
+    young = situation.event - incident.onset_event < config.patience_events
+    if young and not incident.only and damage_shown(incident, situation, config):
+        return Choice("wait", "every rung had its chance: the next is at twice the events")
     if incident.promoted:
         lost = damage_points(incident, situation)
         sentence = (
@@ -183,10 +254,11 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
     return Choice("close", "every rung was tried and none passed the gate", outcome="unrepaired")
 
 
-# Cheap enough to be tried again when there is much more to learn from.
-RETRIED: frozenset[Rung] = frozenset({"recall", "online", "head"})
-MORE_DATA = 3
+# These leave the layers below the head alone: cheap enough to be tried again with more data.
 SHALLOW: frozenset[Rung] = frozenset({"recall", "online", "head"})
+MORE_DATA = 2
+# A recall trains nothing; a new head costs about the same either way; layers cost ever more.
+PRICE: dict[Rung, int] = {rung: place for place, rung in enumerate(LADDER)} | {"head": 1}
 
 
 def _describe(lost: float) -> str:

@@ -77,8 +77,8 @@ class PolicyConfig(Section):
     cooldown_events: int = Field(
         default=1000,
         ge=0,
-        description="Events after a finished refresh before the next alarm may start one, so that"
-        " a repair is seen working before it is judged again.",
+        description="Events after an incident before the next alarm may open one, so that a repair"
+        " is seen working before it is judged again; unless the last labels prove a damage.",
     )
     min_labelled: int = Field(
         default=100,
@@ -116,7 +116,14 @@ class PolicyConfig(Section):
         default=500,
         ge=0,
         description="Events after a promotion during which the climb rests and the new champion"
-        " shows whether it repaired the damage.",
+        " shows whether it repaired the damage; fewer where its labels prove that it has not.",
+    )
+    patience_events: int = Field(
+        default=4000,
+        ge=0,
+        description="Events into a new regime during which a damage that no rung has repaired is"
+        " tried again, each time the regime's events have doubled. What is damaged still after"
+        " that is closed as unrepaired, and the monitors take it for the new normal.",
     )
     max_promotions_per_day: int = Field(
         default=24,

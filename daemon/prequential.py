@@ -69,6 +69,10 @@ class Prequential:
         numbers, outcomes = self._ordered()
         return outcomes[numbers >= number]  # labels that come late are not in the events' order
 
+    def number(self, ago: int) -> int:
+        """The number of the event of the ``ago``-th outcome from the end; 1 is the last."""
+        return int(self._ordered()[0][-ago])
+
     def _ordered(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         window = len(self._outcomes)
         filled = min(self.labelled, window)

@@ -27,7 +27,16 @@ from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
-from daemon.policy import Attempt, Choice, Incident, Situation, choose
+from daemon.policy import (
+    Attempt,
+    Choice,
+    Incident,
+    Situation,
+    choose,
+    damage_shown,
+    fell_at,
+    sure_loss,
+)
 from daemon.policy_config import Rung
 from daemon.served import Answer, Judge, Opinion, Served, encoder_digest, right, score
 from daemon.state import Probation, State
@@ -42,6 +51,7 @@ log = logging.getLogger("driftd.repair")
 BACKLOG = 512
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
+LOSING_EVENTS = 100
 SLICED_EVENTS = 2000  # that the slices of a table are cut from
 SHOWN = 120  # characters of an input in the journal
 BOOTSTRAP_RETRY_SECONDS = 10.0
@@ -166,6 +176,18 @@ class Repair:
             if state.incident.cause == "drift" and diagnosis.kind == "concept":
                 state.incident.kind = "concept"  # what only looked different also means another
             return
+        self._drifted(
+            diagnosis.kind,
+            onset,
+            max(_or(state.watch.reference_accuracy, 1.0), state.owed),
+            diagnosis.severity,
+            diagnosis.sentence(state.part_names),
+        )
+
+    def _drifted(
+        self, kind: str, onset: int, reference: float, severity: float, sentence: str
+    ) -> None:
+        state = self.state
         # Another regime, another chance for versions that failed in the last one.
         state.failed.clear()
         onset = max(onset, state.champion_event)
@@ -173,15 +195,24 @@ class Repair:
             Incident(
                 id="",
                 cause="drift",
-                kind=diagnosis.kind,
+                kind=kind,
                 opened_event=state.events,
                 onset_event=onset,
                 since_event=onset,
-                reference_accuracy=max(_or(state.watch.reference_accuracy, 1.0), state.owed),
-                severity=diagnosis.severity,
-                sentence=diagnosis.sentence(state.part_names),
+                reference_accuracy=reference,
+                severity=severity,
+                sentence=sentence,
             )
         )
+
+    @property
+    def losing(self) -> bool:
+        """Whether the champion's last answers prove a damage, for which nothing cools down."""
+        state = self.state
+        outcomes = state.prequential.since(state.champion_event)[-LOSING_EVENTS:]
+        accuracy = float(outcomes.mean()) if len(outcomes) else 0.0
+        reference = max(_or(state.watch.reference_accuracy, 0.0), state.owed)
+        return sure_loss(accuracy, len(outcomes), reference) >= self.config.policy.min_damage_points
 
     def _shown(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The events of those numbers, as far as they are in memory, for a person to read."""
@@ -276,6 +307,7 @@ class Repair:
         self._follow_trainer(champion)
         if champion is None:
             return
+        self._notice_another()
         if self._judge_probation() or self.trainer.running:
             return
         state = self.state
@@ -283,6 +315,7 @@ class Repair:
             if not pinned and not paused:
                 judge = self._judge_canary if state.canary else self._judge_trial
                 judge(state.trial, champion)
+                self._replace_outgrown()
         elif state.incident:
             self._climb(state.incident, champion, paused=paused, pinned=pinned)
         elif not paused and not pinned:
@@ -348,18 +381,70 @@ class Repair:
         elif outcome in ("repaired", "improved"):
             state.owed = 0.0
 
-    def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
-        state = self.state
+    def _notice_another(self) -> None:
+        """A drift on top of the one under repair: the monitors, set anew, may not be armed yet."""
+        state, incident = self.state, self.state.incident
+        if incident is None or incident.cause != "drift":
+            return
         outcomes = state.prequential.since(incident.since_event)
-        online = self.config.policy.online_head and state.online is not None
-        retrain = incident.cause == "exclusion"
-        situation = Situation(
-            event=state.events,
+        place = fell_at(outcomes, self.config.policy)
+        if place is None:
+            return
+        before, after = float(outcomes[:place].mean()), float(outcomes[place:].mean())
+        reason = (
+            f"accuracy fell again under repair: {before:.1%} on {place:,} events, "
+            f"{after:.1%} on the {len(outcomes) - place:,} since"
+        )
+        self._cancel(reason)
+        if state.trial:
+            self._drop_trial(reason)
+        reference = max(incident.reference_accuracy, state.owed)
+        onset = state.prequential.number(len(outcomes) - place)
+        self._close("superseded", reason)
+        self._drifted(incident.kind, onset, reference, before - after, reason)
+
+    def _replace_outgrown(self) -> None:
+        """End a trial that leads nowhere where a better challenger can be made by now.
+
+        The damage is still there, and the regime has brought as much again as this challenger has
+        learned from: one that knows all of it is a better bet than more evidence on this one.
+        """
+        state, trial, incident = self.state, self.state.trial, self.state.incident
+        if trial is None or state.canary is not None or incident is None or incident.only:
+            return
+        attempt = incident.attempts[-1]
+        if trial.rung == "recall" or not incident.outgrown(attempt.started_event, state.events):
+            return
+        situation = self._situation(incident)
+        if not damage_shown(incident, situation, self.config.policy):
+            return
+        reason = (
+            f"undecided, and outgrown: trained {attempt.started_event - incident.onset_event:,} "
+            f"events into the regime, which has {state.events - incident.onset_event:,} now"
+        )
+        self._drop_trial(reason)
+        self.registry.set_challenger(None, actor=self.actor, reason=reason)
+        self._attempt_ended("outgrown", reason, gain=trial.test.gain)
+
+    def _situation(self, incident: Incident, **more: Any) -> Situation:
+        """How the champion does in the incident; ``more``: what else the policy may look at."""
+        outcomes = self.state.prequential.since(incident.since_event)
+        return Situation(
+            event=self.state.events,
             labelled=len(outcomes),
             accuracy=float(outcomes.mean()) if len(outcomes) else math.nan,
+            promotions_today=self.state.promotions_today(),
+            **more,
+        )
+
+    def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
+        state = self.state
+        online = self.config.policy.online_head and state.online is not None
+        retrain = incident.cause == "exclusion"
+        situation = self._situation(
+            incident,
             archived=0 if retrain else len(self._archived(champion)),
             online_head=online and not retrain and not self._tainted(champion.version),
-            promotions_today=state.promotions_today(),
             deep=self.config.model.task == "text" or self.config.model.table == "network",
             paused=paused,
             pinned=pinned,

@@ -404,7 +404,7 @@ class LearnConfig(_Section):
         "came, in examples. CLINC150's domains one by one: forgetting falls from 4 points to 2.",
     )
     new_class_min: int = Field(
-        10, ge=1, description="Examples of a new label before the model grows a class for it."
+        5, ge=1, description="Examples of a new label before the model grows a class for it."
     )
     online: OnlineConfig = Field(OnlineConfig(), description="The online head.")
     training: TrainingConfig = Field(TrainingConfig(), description="Encoder training.")

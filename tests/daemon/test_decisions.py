@@ -12,7 +12,7 @@ from daemon.calibration import Calibration
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.evidence import PairedTest, Tally, log_e_above
 from daemon.gate import Trial, artefact_checks
-from daemon.policy import Attempt, Incident, Situation, choose
+from daemon.policy import Attempt, Incident, Situation, choose, fell_at, sure_loss
 from daemon.policy_config import GateConfig, PolicyConfig
 from daemon.prequential import Prequential
 from daemon.served import Opinion
@@ -292,18 +292,69 @@ def test_the_lowest_rung_comes_first_and_the_climb_goes_up():
 
 def test_a_model_that_is_all_head_has_no_deep_rungs():
     tried = [Attempt(rung, 1200, "rejected") for rung in ("recall", "online", "head")]
-    flat = situation(labelled=2000, deep=False)
+    flat = situation(labelled=2000, accuracy=0.87, deep=False)
     assert choose(incident(attempts=tried), flat, PolicyConfig()).outcome == "unrepaired"
     ordered = choose(incident(only="full"), flat, PolicyConfig())
     assert ordered.outcome == "failed"
     assert "ensemble" in ordered.reason
 
 
-def test_a_cheap_rung_is_tried_again_with_three_times_the_data():
+def test_a_cheap_rung_is_tried_again_with_twice_the_data():
     config = PolicyConfig(rungs=("head",))
     tried = incident(attempts=[Attempt("head", 1100, "rejected")])
-    assert choose(tried, situation(event=1200), config).action == "close"
-    assert choose(tried, situation(event=1500), config).rung == "head"
+    early = choose(tried, situation(event=1200), config)
+    assert (early.action, early.reason) == (
+        "wait",
+        "every rung had its chance: the next is at twice the events",
+    )
+    assert choose(tried, situation(event=1250), config).rung == "head"
+    late = incident(onset_event=950, attempts=[Attempt("head", 4000, "rejected")])
+    assert choose(late, situation(event=4949), config).action == "wait"
+    assert choose(late, situation(event=4950), config).outcome == "unrepaired"
+    # What is not shown to do damage is not waited for.
+    small = situation(event=1200, accuracy=0.87)
+    assert choose(tried, small, config).outcome == "unrepaired"
+
+
+def test_of_two_ways_to_a_head_the_one_with_fewer_chances_comes_first():
+    config = PolicyConfig()
+    once = [Attempt("recall", 1100, "rejected"), Attempt("online", 1100, "outgrown")]
+    doubled = situation(event=1400, archived=0)
+    assert choose(incident(attempts=once), doubled, config).rung == "head"
+    twice = [*once, Attempt("head", 1110, "rejected")]
+    assert choose(incident(attempts=twice), doubled, config).rung == "online"
+
+
+def test_a_promotion_that_is_shown_to_repair_too_little_is_not_waited_for():
+    config = PolicyConfig()
+    tried = [Attempt("recall", 1000, "rejected"), Attempt("online", 1100, "promoted")]
+    resting = incident(attempts=tried, since_event=1120, wait_until=1620)
+    unsure = situation(labelled=20, accuracy=0.8)
+    assert "until event 1620" in choose(resting, unsure, config).reason
+    assert choose(resting, situation(labelled=120, accuracy=0.5, archived=0), config).rung == "head"
+
+
+def test_the_loss_that_is_sure_grows_with_the_events():
+    assert sure_loss(0.5, 0, 0.9) == -math.inf
+    losses = [sure_loss(0.5, n, 0.9) for n in (10, 100, 1000, 100_000)]
+    assert losses == sorted(losses)
+    assert losses[0] < 10
+    assert losses[-1] == pytest.approx(40, abs=0.5)
+    # A model that is as good as ever is rarely called damaged.
+    random = np.random.default_rng(3)
+    outcomes = random.binomial(200, 0.9, 4000) / 200
+    assert np.mean([sure_loss(p, 200, 0.9) > 0 for p in outcomes]) < 0.01
+
+
+def test_a_fall_of_accuracy_is_placed_where_it_was_and_rarely_seen_where_none_was():
+    random = np.random.default_rng(11)
+    config = PolicyConfig()
+    fallen = np.concatenate([random.random(300) < 0.9, random.random(60) < 0.2])
+    assert fell_at(fallen, config) == pytest.approx(300, abs=5)
+    assert fell_at(fallen[::-1], config) is None
+    assert fell_at(fallen[:110], config) is None
+    looks = [random.random(n) < 0.8 for _ in range(200) for n in (150, 400, 1200)]
+    assert sum(fell_at(outcomes, config) is not None for outcomes in looks) == 0
 
 
 def test_drift_without_damage_is_left_alone():

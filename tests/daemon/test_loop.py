@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from daemon.cli.app import run
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, open_dead_letters
 from daemon.events import EventBatch
+from daemon.gate import Trial
 from daemon.guard import Finding
 from daemon.loop import Loop
 from daemon.policy import Attempt, Incident
@@ -37,13 +39,13 @@ def stream(tmp_path):
     return write_stream(tmp_path, 2600)
 
 
-def write_stream(tmp_path, rows):
-    """Rows whose label means the opposite from `TURN` to `BACK`; some lines are broken."""
+def write_stream(tmp_path, rows, back=BACK):
+    """Rows whose label means the opposite from `TURN` to ``back``; some lines are broken."""
     random = np.random.default_rng(3)
     lines = []
     for i in range(rows):
         x = random.normal(size=2)
-        truth = bool(x[0] + 0.5 * x[1] > 0) != (TURN <= i < BACK)
+        truth = bool(x[0] + 0.5 * x[1] > 0) != (TURN <= i < back)
         row = {"id": f"e{i}", "a": x[0], "b": x[1], "label": "yes" if truth else "no"}
         lines.append(json.dumps(row))
         if i % 500 == 7:
@@ -134,7 +136,7 @@ def test_the_old_version_comes_back_with_its_regime(config, tmp_path):
 
 
 def test_an_alarm_is_explained_long_after(config, tmp_path, capsys):
-    write_stream(tmp_path, 4000)
+    write_stream(tmp_path, 4600, back=3800)
     loop = make_loop(config)
     loop.start()
     loop.run(threading.Event())
@@ -224,7 +226,7 @@ def test_drift_comes_before_an_improvement(config):
 def test_one_improvement_at_a_time(config):
     loop = make_loop(config)
     loop.start()
-    while loop.champion is None or loop.state.incident or loop.state.events < 900:
+    while loop.champion is None or loop.state.incident:
         loop.step()
     # Grounds for all three at once: a class to be learned, a better online head, a grown regime.
     known = len(loop.champion.labels)
@@ -665,7 +667,8 @@ def test_a_champion_that_is_back_knows_what_was_normal_for_it(config, tmp_path):
 
 
 def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypatch):
-    policy = config.policy.model_copy(update={"rungs": ("recall",), "online_head": False})
+    gone = {"rungs": ("recall",), "online_head": False, "patience_events": 0}
+    policy = config.policy.model_copy(update=gone)
     loop = make_loop(config.model_copy(update={"policy": policy}))
     alarm, seen = loop.repair.alarm, []
     monkeypatch.setattr(loop.repair, "alarm", lambda d, o, e: (seen.append((d, o)), alarm(d, o, e)))
@@ -684,4 +687,82 @@ def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypat
     assert loop.state.incident.reference_accuracy == loop.state.owed
     loop.repair._close("repaired", "a try")
     assert loop.state.owed == 0.0
+    loop.close("the test is over")
+
+
+def under_repair(config):
+    """A loop whose champion answers 1,000 events; and its diagnosis of a drift, 100 events ago."""
+    loop = make_loop(config)
+    loop.start()
+    while loop.champion is None or loop.state.events < 900:
+        loop.step()
+    state = loop.state
+    state.incident, state.events = None, 10_000
+    diagnosis = SimpleNamespace(
+        kind="covariate",
+        onset=SimpleNamespace(events_ago=100),
+        severity=0.5,
+        sentence=lambda names: "a drift",
+        as_dict=dict,
+    )
+    return loop, diagnosis
+
+
+def answer(loop, events, accuracy):
+    """So many more labelled events, of which the champion has that share right."""
+    numbers = np.arange(loop.state.events, loop.state.events + events)
+    # As evenly as can be.
+    outcomes = np.diff(np.floor(accuracy * np.arange(events + 1))) > 0
+    loop.state.prequential.observe(numbers, outcomes)
+    loop.state.events += events
+
+
+def test_a_drift_on_top_of_a_drift_is_an_incident_of_its_own(config):
+    loop, diagnosis = under_repair(config)
+    loop.repair.alarm(diagnosis, loop.state.events - 100)
+    first = loop.state.incident
+    first.since_event = loop.state.events  # what was promoted repaired the most of it
+    answer(loop, 400, 0.9)
+    answer(loop, 100, 0.8)
+    loop.repair._notice_another()
+    assert loop.state.incident is first  # that may be chance
+    answer(loop, 100, 0.0)
+    loop.repair._notice_another()
+    second = loop.state.incident
+    assert second is not first
+    assert second.onset_event == pytest.approx(loop.state.events - 100, abs=20)
+    assert second.reference_accuracy >= first.reference_accuracy
+    closed = list(loop.registry.journal.rows(kinds=("incident-closed",)))[-1]
+    assert closed.fields["outcome"] == "superseded"
+    assert "accuracy fell again under repair" in closed.fields["reason"]
+    loop.close("the test is over")
+
+
+@pytest.mark.parametrize(("accuracy", "ends"), [(0.3, True), (0.95, False)])
+def test_a_trial_gives_way_once_its_challenger_is_outgrown(config, accuracy, ends):
+    loop, diagnosis = under_repair(config)
+    loop.repair.alarm(diagnosis, loop.state.events - 100)
+    state, incident = loop.state, loop.state.incident
+    incident.reference_accuracy = 0.95
+    incident.since_event = state.events
+    incident.attempts.append(Attempt("head", incident.onset_event + 100, "trial", "v0001"))
+    state.trial = Trial("v0001", "head", config.gate, state.classes.names)
+    answer(loop, 90, accuracy)
+    loop.repair._replace_outgrown()
+    assert state.trial is not None  # not twice the events yet
+    answer(loop, 30, accuracy)
+    loop.repair._replace_outgrown()
+    assert (state.trial is None) == ends
+    assert (incident.attempts[-1].outcome == "outgrown") == ends
+    loop.close("the test is over")
+
+
+def test_a_proven_loss_is_not_left_to_cool_down(config):
+    loop, _ = under_repair(config)
+    reference = loop.state.watch.reference_accuracy
+    loop.state.owed = 0.95 if np.isnan(reference) else 0.0
+    answer(loop, 100, 0.93)
+    assert not loop.repair.losing
+    answer(loop, 100, 0.4)
+    assert loop.repair.losing
     loop.close("the test is over")
