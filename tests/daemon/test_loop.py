@@ -691,7 +691,7 @@ def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypat
 
 
 def under_repair(config):
-    """A loop whose champion answers 1,000 events; and its diagnosis of a drift, 100 events ago."""
+    """A loop whose champion has answered events, and a diagnosis of a drift."""
     loop = make_loop(config)
     loop.start()
     while loop.champion is None or loop.state.events < 900:
@@ -700,7 +700,6 @@ def under_repair(config):
     state.incident, state.events = None, 10_000
     diagnosis = SimpleNamespace(
         kind="covariate",
-        onset=SimpleNamespace(events_ago=100),
         severity=0.5,
         sentence=lambda names: "a drift",
         as_dict=dict,
