@@ -122,8 +122,20 @@ def ensemble(config: ModelConfig, classes: int, seed: int) -> TabularEnsemble:
 def int8_agreement(x: Floats, y: Labels, seed: int, events: int) -> tuple[float, float]:
     """Per cent of equal decisions of a version's INT8 file and of the ensemble it was made of.
 
+    One by one, and in the batches of a server; see `int8_logits`.
+    """
+    found = [each.argmax(axis=1) for each in int8_logits(x, y, Setting(), seed, events)]
+    expected, singly, batched = found
+    return 100 * float((expected == singly).mean()), 100 * float((expected == batched).mean())
+
+
+def int8_logits(
+    x: Floats, y: NDArray[Any], setting: Setting, seed: int, events: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Logits, float32 [events, k], of an ensemble; of its INT8 file one by one; and in batches.
+
     The version is made half-way through the stream, by way of its own preprocessor, and asked
-    the next ``events``: one by one, and in the batches of a server.
+    the next ``events``.
     """
     import torch
 
@@ -134,10 +146,10 @@ def int8_agreement(x: Floats, y: Labels, seed: int, events: int) -> tuple[float,
     from learn.model import create_model
 
     torch.set_num_threads(1)
-    config = Setting().config(x.shape[1])
+    config = setting.config(x.shape[1])
     table = Past(config).extend(structured(x), y.astype(str).astype(object))
     half = len(y) // 2
-    labels = [str(k) for k in range(int(y.max()) + 1)]
+    labels = ["value"] if config.number else [str(k) for k in range(int(y.max()) + 1)]
     kinds = {column.name: column.kind for column in config.columns}
     preprocess = TabularPreprocessor.fit(table[:500], kinds, UNCUT)
     with tempfile.TemporaryDirectory() as place:
@@ -161,7 +173,7 @@ def int8_agreement(x: Floats, y: Labels, seed: int, events: int) -> tuple[float,
         model.save(folder)
         session = Session.open(folder)
         later = table[half : half + events]
-        expected = learned.logits(preprocess(later)).argmax(axis=1)
-        batched = session.predict(later).logits.argmax(axis=1)
-        singly = [int(session.predict(later[i : i + 1]).logits.argmax()) for i in range(len(later))]
-    return 100 * float((expected == singly).mean()), 100 * float((expected == batched).mean())
+        expected = learned.logits(preprocess(later))
+        batched = session.predict(later).logits
+        singly = [session.predict(later[i : i + 1]).logits for i in range(len(later))]
+    return expected, np.concatenate(singly), batched

@@ -9,12 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench import _tabular_peers as peers
-from bench._tabular_ours import BLOCK, Floats, Setting, ensemble, feeds, structured
+from bench._tabular_ours import (
+    BLOCK,
+    Floats,
+    Setting,
+    ensemble,
+    feeds,
+    int8_logits,
+    structured,
+)
 from bench.report import Row, row
 from bench.streams import NoData, table
 from learn.past import Past
 
 EVENTS = 10_000
+PARITY_EVENTS = 2_000
 PRICE, DEMAND = 3, 4  # columns of Elec2
 SETTINGS = {
     "driftd (the default)": Setting(relative=False, number=True),
@@ -65,8 +74,18 @@ def rows(quick: bool) -> Iterator[Row]:
             target = f">= {forest.r2(y):.4f}" if words in list(SETTINGS)[:1] else ""
             yield row(f"{title}: {words}", found.r2(y), "R2", target, found.note(y))
         yield row(f"{title}: ARF10 of river", forest.r2(y), "R2", note=forest.note(y))
+        yield _parity(title, x, y, 200 if quick else PARITY_EVENTS)
         last = Answers(np.concatenate([[0.0], y[:-1]]), 0.0)
         yield row(f"{title}: the last value", last.r2(y), "R2", note=last.note(y))
+
+
+def _parity(title: str, x: Floats, y: Floats, events: int) -> Row:
+    """How far the INT8 file's numbers are from the ensemble's, asked one by one."""
+    expected, singly, _ = int8_logits(x, y, Setting(relative=False, number=True), 0, events)
+    away = 100 * np.abs(expected - singly)[:, 0] / float(y.std())
+    words = f"on {events:,} events; 99 of 100 by at most {np.quantile(away, 0.99):.2g} %"
+    figure = f"{title}: INT8 against the ensemble, mean difference"
+    return row(figure, float(away.mean()), "% of the deviation", "<= 1", words)
 
 
 def run(x: Floats, y: Floats, setting: Setting, seed: int = 0, block: int = BLOCK) -> Answers:
