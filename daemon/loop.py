@@ -317,6 +317,8 @@ class Loop:
         state.past.arrived(batch.labels)
         if self.champion is None:
             state.memory.add(_examples(batch, joined.numbers, labels, truth), "")
+            if self.ledger:
+                self.ledger.later(joined.numbers, batch, labels < 0)
             return
         with self.metrics.inference_seconds().time():
             answer = joined.answer(self.champion)
