@@ -81,7 +81,9 @@ def run(config_path: Path) -> None:
 @supervised_option
 @click.option("--crew", type=(str, int), hidden=True, help="Be one of several: folder, number.")
 def serve(config_path: Path, crew: tuple[str, int] | None) -> int:
-    """Serve the champion over HTTP and gRPC (Open Inference Protocol V2).
+    """Serve the champion over HTTP and gRPC.
+
+    By the Open Inference Protocol (V2), and simpler for people at POST /predict.
 
     Needs the base install only. Reads the sections registry, server and log; waits for a
     registry and a champion if there is none yet, and follows every promotion and rollback.

@@ -126,7 +126,9 @@ def test_unusable_files_end_the_start(tmp_path):
 
 def test_an_open_port_is_said(serving, caplog, monkeypatch):
     # Said by the setting, but never truly open while testing.
-    monkeypatch.setattr("deploy.server.bind", lambda host, *more: bind("127.0.0.1", *more))
+    monkeypatch.setattr(
+        "deploy.server.bind", lambda host, *more, **rest: bind("127.0.0.1", *more, **rest)
+    )
     with caplog.at_level(logging.WARNING), serving(ready=False, host="0.0.0.0") as (_, client):
         assert client.get("/v2/health/live").status_code == 200
     said = [record.message for record in caplog.records]

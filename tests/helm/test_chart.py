@@ -13,6 +13,7 @@ import yaml
 
 from daemon.config import load_config
 from daemon.operating_config import load_operating
+from deploy.openapi import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "driftd"
@@ -351,11 +352,12 @@ def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: 
         for container in spec["containers"]:
             ports = {p["name"]: p["containerPort"] for p in container["ports"]}
             assert ports in ({"daemon": 8081}, {"http": 8080}, {"http": 8080, "grpc": 8001})
-            room = "daemon" if "daemon" in ports else "deploy"
-            routes = (ROOT / room / "api.py").read_text()
+            daemon = (ROOT / "daemon" / "api.py").read_text()
+            server = {operation.path for operation in OPERATIONS}
             for name, probe in container.items():
                 if name.endswith("Probe"):
-                    assert f'Route("{probe["httpGet"]["path"]}"' in routes
+                    path = probe["httpGet"]["path"]
+                    assert f'Route("{path}"' in daemon if "daemon" in ports else path in server
                     assert probe["httpGet"]["port"] in ports
 
 
@@ -594,7 +596,7 @@ def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> No
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     for part, wanted in (
         ("server", '"/source[grpc,signing,s3]"'),
-        ("daemon", '"/source[daemon,signing,s3]"'),
+        ("daemon", '"/source[daemon,avro,signing,s3]"'),
     ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()
         assert f"USER {user}:{user}" in text
