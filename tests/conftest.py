@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,7 +29,6 @@ class BrokerForTests:
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
-        self._producer: Any = None
 
     def topic(self, partitions: int = 1) -> str:
         from kafka import KafkaAdminClient
@@ -52,23 +50,23 @@ class BrokerForTests:
     ) -> None:
         from kafka import KafkaProducer
 
-        if self._producer is None:
-            self._producer = KafkaProducer(
-                bootstrap_servers=self.bootstrap, max_request_size=32 * 1024 * 1024
-            )
-        futures = [
-            self._producer.send(
-                topic, value=v, key=b"k", partition=partition, timestamp_ms=timestamp_ms
-            )
-            for v in values
-        ]
-        self._producer.flush(timeout=20)
-        for future in futures:
-            future.get(timeout=5)
-
-    def close(self) -> None:
-        if self._producer is not None:
-            self._producer.close(timeout=1)
+        # A producer of its own each time: one that is kept was seen to spin where its broker's
+        # connections had been idle, and every later test of its process was starved.
+        producer = KafkaProducer(
+            bootstrap_servers=self.bootstrap, max_request_size=32 * 1024 * 1024
+        )
+        try:
+            futures = [
+                producer.send(
+                    topic, value=v, key=b"k", partition=partition, timestamp_ms=timestamp_ms
+                )
+                for v in values
+            ]
+            producer.flush(timeout=20)
+            for future in futures:
+                future.get(timeout=5)
+        finally:
+            producer.close(timeout=1)
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +77,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerForTests]
     from examples.demo.broker import EmbeddedBroker
 
     with EmbeddedBroker(log=tmp_path_factory.mktemp("broker") / "broker.log") as running:
-        wrapped = BrokerForTests(running.bootstrap)
-        yield wrapped
-        wrapped.close()
+        yield BrokerForTests(running.bootstrap)
 
 
 @pytest.fixture(scope="session")
