@@ -52,7 +52,6 @@ def send(bootstrap: str, topic: str, rows: list[bytes]) -> int:
     broker = BrokerForTests(bootstrap)
     for partition in range(2):
         broker.produce(topic, rows[partition::2], partition=partition)
-    broker.close()
     return len(rows)
 
 
