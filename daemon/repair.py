@@ -413,7 +413,9 @@ class Repair:
         if trial is None or state.canary is not None or incident is None or incident.only:
             return
         attempt = incident.attempts[-1]
-        if trial.rung == "recall" or not incident.outgrown(attempt.started_event, state.events):
+        if trial.rung not in ("online", "head") or trial.test.verdict == "better":
+            return  # a recall learns nothing more, layers are not trained twice, and it may be near
+        if not incident.outgrown(attempt.started_event, state.events):
             return
         situation = self._situation(incident)
         if not damage_shown(incident, situation, self.config.policy):

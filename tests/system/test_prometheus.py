@@ -50,6 +50,23 @@ CHOSEN = {
 }
 # What comes into being only with a failure that this stream does not have.
 NEVER_HERE = {"driftd_errors_total", "driftd_server_load_failures_total"}
+# One daemon, classes, a file with labels in it, no log of predictions: what these count is tested
+# where it happens.
+NEVER_HERE |= {
+    "driftd_delayed_labels_total",
+    "driftd_handovers_total",
+    "driftd_labels_held",
+    "driftd_labels_oldest_pending_seconds",
+    "driftd_labels_pending",
+    "driftd_labels_pending_bytes",
+    "driftd_leader",
+    "driftd_leader_term",
+    "driftd_members",
+    "driftd_partition_moves_total",
+    "driftd_partitions",
+    "driftd_prequential_error",
+    "driftd_server_logged_items_total",
+}
 # A mount namespace in which only the folder $1 can be written. Where the interpreter $2 lies below
 # a folder $3 that is closed to other users, it shines through. The rest is the command.
 CONFINE = f"""

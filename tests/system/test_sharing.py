@@ -138,6 +138,7 @@ def freeze(process: Process, lock: Path) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow  # minutes on a busy machine: make soak runs it
 def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Rows) -> None:
     events = table(3000, seed=31)
     ids = [json.loads(row)["id"] for row in events]
