@@ -289,9 +289,6 @@ class TopicPost:
         if self._producer is None:
             from kafka import KafkaProducer
 
-            # The source's options may hold settings that only a consumer knows.
-            known = KafkaProducer.DEFAULT_CONFIG
-            given = self._connection.client_options()
             self._producer = KafkaProducer(
                 **{
                     "client_id": "driftd-dead-letters",
@@ -306,6 +303,6 @@ class TopicPost:
                     "delivery_timeout_ms": int(FLUSH_SECONDS * 1000),
                     "request_timeout_ms": int(FLUSH_SECONDS * 500),
                 }
-                | {name: value for name, value in given.items() if name in known}
+                | self._connection.options_of(KafkaProducer)
             )
         return self._producer

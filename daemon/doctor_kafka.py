@@ -159,8 +159,7 @@ def _topics(
     heard: _Overheard,
 ) -> Iterator[Finding]:
     try:
-        known = KafkaAdminClient.DEFAULT_CONFIG
-        given = {k: v for k, v in connection.client_options().items() if k in known}
+        given = connection.options_of(KafkaAdminClient)
         times = {"bootstrap_timeout_ms": ANSWER_MS, "request_timeout_ms": ANSWER_MS}
         client = KafkaAdminClient(**times | given)
     except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:

@@ -262,7 +262,7 @@ class Handover:
                     "delivery_timeout_ms": int(FLUSH_SECONDS * 1000),
                     "request_timeout_ms": int(FLUSH_SECONDS * 500),
                 }
-                | _known(self._connection, KafkaProducer)
+                | self._connection.options_of(KafkaProducer)
             )
         return self._producer
 
@@ -282,7 +282,7 @@ class Handover:
                     "auto_offset_reset": "earliest",
                     "group_id": None,
                 }
-                | _known(self._connection, KafkaConsumer)
+                | self._connection.options_of(KafkaConsumer)
             )
             numbers = consumer.partitions_for_topic(self.topic) or set()
             if not numbers:
@@ -297,9 +297,3 @@ class Handover:
                     consumer.seek_to_beginning(place)
             self._consumer = consumer
         return self._consumer
-
-
-def _known(connection: KafkaConnection, client: Any) -> dict[str, Any]:
-    """The options of the source that this kind of client has too."""
-    given = connection.client_options()
-    return {name: value for name, value in given.items() if name in client.DEFAULT_CONFIG}

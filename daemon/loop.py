@@ -449,8 +449,8 @@ class Loop:
             self.metrics.alarms(signal.detector, signal.kind).inc()
         if not self.leads:
             return  # what to do about it is the leader's to say
-        cooling = state.events < state.quiet_until and not self.repair.losing
-        if cooling and state.incident is None:
+        cooling = state.incident is None and state.events < state.quiet_until
+        if cooling and not self.repair.losing:
             self.journal.write(
                 "alarm-held",
                 detectors=[signal.detector for signal in alarmed],

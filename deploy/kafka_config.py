@@ -106,6 +106,11 @@ class KafkaConnection(BaseModel):
             raise ValueError(f"options may not set {', '.join(reserved)}: driftd sets it itself")
         return self
 
+    def options_of(self, client: Any) -> dict[str, Any]:
+        """`client_options`, less what that class of client does not know: `options` may hold it."""
+        given, known = self.client_options(), client.DEFAULT_CONFIG
+        return {name: value for name, value in given.items() if name in known}
+
     def client_options(self) -> dict[str, Any]:
         """Arguments for any kafka-python client. Raises OSError if the password file is away."""
         options: dict[str, Any] = {

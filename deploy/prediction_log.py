@@ -135,9 +135,7 @@ class PredictionLog:
         from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
-        known = KafkaProducer.DEFAULT_CONFIG
         try:
-            given = self._config.client_options()
             self._producer = KafkaProducer(
                 **{
                     "client_id": "driftd-server",
@@ -149,7 +147,7 @@ class PredictionLog:
                     "max_block_ms": _BLOCK_MS,
                     "max_request_size": _MAX_RECORD,
                 }
-                | {name: value for name, value in given.items() if name in known}
+                | self._config.options_of(KafkaProducer)
             )
         except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
             self._complain(error)

@@ -563,9 +563,8 @@ def probe(config: KafkaSourceConfig, handover: str | None = None) -> list[str]:
     from kafka import KafkaAdminClient
 
     servers = ", ".join(config.bootstrap_servers)
-    known = KafkaAdminClient.DEFAULT_CONFIG
     try:
-        given = {k: v for k, v in config.client_options().items() if k in known}
+        given = config.options_of(KafkaAdminClient)
         client = KafkaAdminClient(
             **{"bootstrap_timeout_ms": LOOKUP_MS, "request_timeout_ms": LOOKUP_MS} | given
         )
