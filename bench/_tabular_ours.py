@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learn.blas import one_blas_thread
 from learn.config import ModelConfig
 from learn.ensemble import TabularEnsemble
 from learn.past import Past
@@ -65,6 +66,7 @@ class Setting:
         )
 
 
+@one_blas_thread()
 def run(
     x: Floats, y: Labels, setting: Setting, seed: int, *, delay: int = 0, block: int = BLOCK
 ) -> Outcome:

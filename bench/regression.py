@@ -20,6 +20,7 @@ from bench._tabular_ours import (
 )
 from bench.report import Row, row
 from bench.streams import NoData, table
+from learn.blas import one_blas_thread
 from learn.past import Past
 
 EVENTS = 10_000
@@ -88,6 +89,7 @@ def _parity(title: str, x: Floats, y: Floats, events: int) -> Row:
     return row(figure, float(away.mean()), "% of the deviation", "<= 1", words)
 
 
+@one_blas_thread()
 def run(x: Floats, y: Floats, setting: Setting, seed: int = 0, block: int = BLOCK) -> Answers:
     """Prequential, from the first event: float64 [n, f], float64 [n]."""
     config = setting.config(x.shape[1])

@@ -352,11 +352,11 @@ class ProbationConfig(Section):
     """The watch over a version that was just promoted."""
 
     events: int = Field(
-        default=10_000,
+        default=20_000,
         ge=0,
         description="Labelled events after a promotion during which the old champion is scored"
         " beside the new one; it ends earlier once the new one is shown better. Two points lost"
-        " are found within so many, where the two differ on up to a tenth of the events. 0"
+        " are found within so many, where the two differ on up to a fifth of the events. 0"
         " switches the watch off.",
     )
     late_events: int = Field(

@@ -32,6 +32,7 @@ from daemon.trainer import Trainer
 from daemon.training_job import TrainingJobs
 from daemon.undeclared import open_known, undeclared, with_features
 from daemon.up import Terminal
+from learn.blas import one_blas_thread
 from learn.config import FeatureConfig
 from registry import open_registry
 from registry.lock import try_lock
@@ -54,7 +55,7 @@ def run(config: Config, read: Callable[[], Config] | None = None) -> None:
     """
     signals = Signals(config.checkpoint.stop_seconds)
     signals.listen()
-    with only_daemon(config.checkpoint.path):
+    with only_daemon(config.checkpoint.path), one_blas_thread():
         _run(config, signals, read)
 
 

@@ -34,6 +34,7 @@ from daemon.replay.recording import NO_DELAY, Delay, Player, Recording, Simulate
 from daemon.replay.training import NOMINAL_SECONDS, WaitingTrainer
 from daemon.served import Classes, Served
 from daemon.stream_config import FileSourceConfig, NoLettersConfig
+from learn.blas import one_blas_thread
 from learn.past import Past
 from registry import Registry, open_registry
 
@@ -117,6 +118,10 @@ class Replay:
 
     def run(self, say: Say = lambda progress: None) -> list[Outcome]:
         """Run what is not done yet, policy by policy; all outcomes."""
+        with one_blas_thread():
+            return self._run(say)
+
+    def _run(self, say: Say) -> list[Outcome]:
         if not (self.folder / WARM_UP / DONE).exists():
             self._warm_up()
         warm = Outcome.read(self.folder / WARM_UP / SNAPSHOT)
