@@ -22,7 +22,7 @@ class Awaiting:
 
     >>> awaiting = Awaiting(100)
     >>> ids = np.array(["a", "b"], dtype=object)
-    >>> awaiting.remember(ids, np.array([3, 4]), "v0001")
+    >>> awaiting.remember(ids, np.array([3, 4]), np.array(["v0001", "v0001"], dtype=object))
     >>> awaiting.settle(np.array(["b", "c"], dtype=object))
     [('v0001', 4), None]
     >>> len(awaiting)
@@ -37,11 +37,16 @@ class Awaiting:
         return len(self._made)
 
     def remember(
-        self, ids: NDArray[np.object_], predicted: NDArray[np.int64], version: str
+        self,
+        ids: NDArray[np.object_],
+        predicted: NDArray[np.int64],
+        versions: NDArray[np.object_],
     ) -> None:
-        """``version`` answered the events of these ids, object [n]; a first answer stands."""
-        for event_id, label in zip(ids.tolist(), predicted.tolist(), strict=True):
-            self._made.setdefault(event_id, (version, label))
+        """``versions`` answered the events of these ids, object [n]; a first answer stands."""
+        for event_id, *made in zip(
+            ids.tolist(), versions.tolist(), predicted.tolist(), strict=True
+        ):
+            self._made.setdefault(event_id, (made[0], made[1]))
         for old in list(islice(self._made, max(0, len(self._made) - self.limit))):
             del self._made[old]
 

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from daemon import plain
 from daemon.events import EventBatch, Rejected
+from daemon.plain import FIRST_SECOND, LAST_SECOND, Feature
 from daemon.stream_config import EventsConfig, FieldsConfig
 
 log = logging.getLogger("driftd.decode")
@@ -33,7 +35,6 @@ UNLABELLED_WARNING = 1000  # events without a label field before that is worth a
 
 # Below the bound a number counts that unit; 1e11 seconds is the year 5138, 1e11 ms March 1973.
 EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (math.inf, 1e9))
-FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_800.0  # the years 1 to 9999
 
 _MISSING: Any = object()
 
@@ -55,18 +56,6 @@ class Reason(StrEnum):
     BAD_TIME = "bad_time"
     FUTURE = "future"
     TOO_OLD = "too_old"
-
-
-class Feature(Protocol):
-    """A declared feature of a table."""
-
-    @property
-    def name(self) -> str:
-        """The feature's name in the model."""
-
-    @property
-    def kind(self) -> Literal["numeric", "boolean", "categorical"]:
-        """What its values are."""
 
 
 @dataclass(slots=True)
@@ -127,6 +116,8 @@ class Decoder:
         self._label = _getter(fields.label)
         self._id = (fields.id, _getter(fields.id)) if fields.id else None
         self._labeller = _getter(fields.labeller) if fields.labeller else None
+        self._prediction = _getter(fields.prediction) if fields.prediction else None
+        self._version = _getter(fields.version) if fields.version else None
         self._time = (fields.time, _getter(fields.time)) if fields.time else None
         self._input: Callable[[dict[str, Any]], Any]
         if features is None:
@@ -135,6 +126,8 @@ class Decoder:
         else:
             self._dtype = features_dtype(features)
             self._input = _row_reader(features, fields.features)
+        self._fields, self._features = fields, features
+        self._plain = self._columns_wanted()
         self._labels: set[str] = set()
         self._unlabelled = 0  # events so far without a label field; -1 once one had it
 
@@ -149,12 +142,19 @@ class Decoder:
         # by both: a clock that jumps must not have the daemon refuse what comes in.
         steady = self._steady + time.monotonic()
         early, late = min(now, steady), max(now, steady)
+        if self._plain and len(records) and not records.oversized:
+            try:
+                return self._decode_plain(records, now, early, late), []
+            except plain.NotPlain:
+                pass  # each record is looked at by itself
         kept: list[int] = []
         ids: list[str] = []
         times: list[float] = []
         inputs: list[Any] = []
         labels: list[str | None] = []
         labellers: list[str | None] = []
+        predictions: list[str | None] = []
+        versions: list[str | None] = []
         rejected: list[Rejected] = []
         for i, value in enumerate(records.values):
             try:
@@ -172,7 +172,9 @@ class Decoder:
             inputs.append(item)
             times.append(seconds)
             labels.append(label)
-            labellers.append(self._read_labeller(event))
+            labellers.append(_read_name(self._labeller, event, MAX_ID))
+            predictions.append(_read_name(self._prediction, event, MAX_LABEL))
+            versions.append(_read_name(self._version, event, MAX_ID))
             place = records.topics[i], records.partitions[i], records.offsets[i]
             ids.append(name if name is not None else "{}:{}:{}".format(*place))
         batch = EventBatch(
@@ -184,8 +186,75 @@ class Decoder:
             partitions=np.array([records.partitions[i] for i in kept], dtype=np.int32),
             offsets=np.array([records.offsets[i] for i in kept], dtype=np.int64),
             labellers=_objects(labellers) if self._labeller else None,
+            predictions=_objects(predictions) if self._prediction else None,
+            versions=_objects(versions) if self._version else None,
         )
         return batch, rejected
+
+    def _columns_wanted(self) -> dict[str, str]:
+        """Column to field for the short way; none where a field lies within another."""
+        fields = self._fields
+        wanted = {
+            "label": fields.label,
+            "id": fields.id,
+            "time": fields.time,
+            "labeller": fields.labeller,
+            "prediction": fields.prediction,
+            "version": fields.version,
+        }
+        if self._features is None:
+            wanted |= {f"input {i}": path for i, path in enumerate(fields.input)}
+        else:
+            for i, f in enumerate(self._features):
+                wanted[f"input {i}"] = fields.features.get(f.name, f.name)
+        found = {column: path for column, path in wanted.items() if path}
+        several = self._features is None and len(fields.input) > 1
+        return {} if several or any("." in path for path in found.values()) else found
+
+    def _decode_plain(self, records: Records, now: float, early: float, late: float) -> EventBatch:
+        """All records as events. Raises `NotPlain` where one is out of the ordinary."""
+        wanted, limits = self._plain, self._events
+        values = plain.events_of(records.values, limits.max_event_bytes, list(wanted.values()))
+        column = dict(zip(wanted, values, strict=True))
+        if self._features is None:
+            inputs = plain.objects(plain.texts(column["input 0"], visible=True))
+        else:
+            features = [column[f"input {i}"] for i in range(len(self._features))]
+            inputs = plain.rows(features, self._features, self._dtype)
+        if "time" in column:
+            times = plain.seconds(column["time"])
+        else:
+            times = np.array(records.timestamps, dtype=np.float64)
+            times = np.where(times == NO_TIME, now, times / 1000.0)
+        oldest = limits.max_age_seconds
+        if (times > late + limits.max_future_seconds).any() or (
+            oldest is not None and (times < early - oldest).any()
+        ):
+            raise plain.NotPlain
+        if "id" in column:
+            ids = plain.texts(column["id"], MAX_ID)
+        else:
+            ids = plain.names(records.topics, records.partitions, records.offsets)
+        labels = plain.among(column["label"], self._labels)
+
+        def named(what: str, longest: int) -> NDArray[np.object_] | None:
+            if what not in column:
+                return None
+            return plain.objects(plain.texts(column[what], longest))
+
+        self._unlabelled = -1
+        return EventBatch(
+            ids=plain.objects(ids),
+            times=times,
+            inputs=inputs,
+            labels=plain.objects(labels),
+            topics=plain.objects(records.topics),
+            partitions=np.array(records.partitions, dtype=np.int32),
+            offsets=np.array(records.offsets, dtype=np.int64),
+            labellers=named("labeller", MAX_ID),
+            predictions=named("prediction", MAX_LABEL),
+            versions=named("version", MAX_ID),
+        )
 
     def _column(self, inputs: list[Any]) -> NDArray[np.generic]:
         if self._dtype.names is None:
@@ -262,14 +331,6 @@ class Decoder:
             self._admit(label)
         return label
 
-    def _read_labeller(self, event: dict[str, Any]) -> str | None:
-        """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""
-        if self._labeller is None:
-            return None
-        value = self._labeller(event)
-        name = value if type(value) is str else _plain(value)
-        return name if name and len(name) <= MAX_ID else None
-
     def _admit(self, label: str) -> None:
         """Accept a label seen for the first time, or refuse the event."""
         if len(label) > MAX_LABEL or not label.isprintable() or not label.strip():
@@ -301,6 +362,15 @@ class Decoder:
                 UNLABELLED_WARNING,
                 self._label_path,
             )
+
+
+def _read_name(get: Getter | None, event: dict[str, Any], longest: int) -> str | None:
+    """A name that is there for information; whatever is none is no reason to refuse the event."""
+    if get is None:
+        return None
+    value = get(event)
+    name = value if type(value) is str else _plain(value)
+    return name if name and len(name) <= longest else None
 
 
 def features_dtype(features: Sequence[Feature]) -> np.dtype[Any]:

@@ -25,10 +25,10 @@ MOST_BYTES = 16 * 1024 * 1024  # of lines that wait for the disk, before reading
 
 
 class Ledger:
-    """A file of JSON lines: ``[number, id, topic, partition, offset, fate]``.
+    """A file of JSON lines: ``[id, topic, partition, offset, fate]``, in the order of learning.
 
-    number: which event of all it was. fate: "labelled" (its label counted), "unlabelled", or
-    "held" (its label went to the quarantine). Not thread-safe.
+    fate: "labelled" (its label counted), "unlabelled", or "held" (its label went to the
+    quarantine). Not thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,14 +42,12 @@ class Ledger:
         """Whether the loop should stop reading until a `sync` succeeds."""
         return self._bytes >= MOST_BYTES
 
-    def note(
-        self, first: int, batch: EventBatch, labelled: NDArray[np.bool_], held: NDArray[np.bool_]
-    ) -> None:
-        """Take down ``n`` events, numbered from ``first``; labelled and held: bool [n]."""
+    def note(self, batch: EventBatch, labelled: NDArray[np.bool_], held: NDArray[np.bool_]) -> None:
+        """Take down ``n`` events; labelled and held: bool [n]."""
         fates = np.where(held, "held", np.where(labelled, "labelled", "unlabelled")).tolist()
         columns = (batch.ids, batch.topics, batch.partitions, batch.offsets)
         rows = zip(*(column.tolist() for column in columns), fates, strict=True)
-        lines = b"".join(orjson.dumps([first + i, *row]) + b"\n" for i, row in enumerate(rows))
+        lines = b"".join(orjson.dumps(row) + b"\n" for row in rows)
         self._waiting.append(lines)
         self._bytes += len(lines)
 

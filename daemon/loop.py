@@ -26,6 +26,7 @@ from daemon.dead_letters import DeadLetterError, DeadLetters
 from daemon.events import EMPTY, EventBatch
 from daemon.journal import JournalWriter
 from daemon.ledger import Ledger
+from daemon.looks import Looks
 from daemon.metrics import Metrics
 from daemon.repair import Repair
 from daemon.served import Answer, Opener, Served
@@ -40,9 +41,11 @@ from registry import Move, Registry, RegistryError, Request
 log = logging.getLogger("driftd.loop")
 
 MAX_EVENTS = 256
+READY_EVENTS = 4096  # a turn, where events carry their prediction
 POLL_SECONDS = 0.2
 ONLINE_CHUNK = 32
 RETRY_SECONDS = 2.0
+REPORT_SECONDS = 0.25  # between two reports while events come in
 # While an incident is open its monitors go on alarming: diagnosed anew after so many events.
 TOLD_AGAIN = 256
 
@@ -95,6 +98,9 @@ class Loop:
             actor,
             clock,
         )
+        self.looks = (
+            Looks(config.events.looks_per_second, clock) if config.fields.prediction else None
+        )
         self.admission = Admission(config, self.state, self.journal, self.metrics)
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
@@ -106,6 +112,7 @@ class Loop:
         self._last_time = float("nan")
         self._connected: bool | None = None
         self._torn = False
+        self._reported = -math.inf
         self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
 
     # ---------------------------------------------------------------- life
@@ -194,9 +201,12 @@ class Loop:
             # A full disk or a store that is away: go on observing, try again in a moment.
             self._repair_again = self.clock.monotonic() + RETRY_SECONDS
             self._survived("repair", error)
+        self._tell_looks()
         self.journal.flush()
         self._checkpoint_if_due()
-        self._report()
+        if not len(batch) or time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report()
+            self._reported = time.monotonic()
         return len(batch) + len(polled.rejected)
 
     def take_in(self, batch: EventBatch) -> None:
@@ -212,6 +222,16 @@ class Loop:
         self._last_time = float(batch.times[-1])
         features = batch.features
         batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
+        ready = np.full(len(batch), -1, dtype=np.int64)
+        if batch.predictions is not None:
+            ready = state.classes.known(batch.predictions)
+        if self.champion is not None and self.looks is not None:
+            looked = self._count(batch, labels, ready, self.looks)
+            batch, labels, ready = batch.take(looked), labels[looked], ready[looked]
+            if not len(batch):
+                return
+            known, numbers = labels >= 0, numbers[: len(batch)]
+            features = {name: column[looked] for name, column in features.items()}
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels), "")
             self._note(batch, known, labels)
@@ -219,7 +239,8 @@ class Loop:
             return
         with self.metrics.inference_seconds().time():
             answer = self.champion.answer(batch.inputs)
-        state.awaiting.remember(batch.ids[~known], answer.predicted[~known], self.champion.version)
+        answered = np.where(ready >= 0, ready, answer.predicted)
+        state.awaiting.remember(batch.ids[~known], answered[~known], self._who(batch)[~known])
         rows = np.flatnonzero(known)
         examples = _examples(batch, numbers, labels, answer)
         who = None if batch.labellers is None else batch.labellers[rows]
@@ -227,7 +248,7 @@ class Loop:
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
         self._note(batch, known, labels)
-        given = self._given(batch, answer, labels)
+        given = self._given(batch, answered, ready >= 0, labels)
         own = (labels >= 0) & (given >= 0)
         state.prequential.observe(numbers[own], given[own] == labels[own])
         self.repair.observe(batch.inputs, answer, labels, given, self.champion)
@@ -247,21 +268,77 @@ class Loop:
     def _note(self, batch: EventBatch, known: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
         """Into the ledger. known: bool [n], a label came; labels: int64 [n], -1 if none counts."""
         if self.ledger:
-            self.ledger.note(self.state.events, batch, known, known & (labels < 0))
+            self.ledger.note(batch, known, known & (labels < 0))
 
-    def _given(
-        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64]
+    def _who(self, batch: EventBatch) -> NDArray[np.object_]:
+        """Who answered each event, object [n] of str: the champion, unless the event says."""
+        assert self.champion is not None
+        who = np.full(len(batch), self.champion.version, dtype=object)
+        if batch.versions is not None:
+            who[:] = [version or self.champion.version for version in batch.versions]
+        return who
+
+    def _count(
+        self,
+        batch: EventBatch,
+        labels: NDArray[np.int64],
+        ready: NDArray[np.int64],
+        looks: Looks,
     ) -> NDArray[np.int64]:
-        """The class, int64 [n], that the champion gave each event; -1 where another version did.
+        """Count events as they were answered, all but those that are to be looked at: their rows.
 
-        A label that comes late counts for the version that answered, with the answer it gave.
+        labels and ready: int64 [n], the true class and the answer that the event carries, -1 for
+        none. An event without an answer is always looked at.
         """
         state = self.state
         assert state.champion is not None
-        given = answer.predicted.copy()
+        carried = np.flatnonzero(ready >= 0)
+        looked = np.ones(len(batch), dtype=np.bool_)
+        looked[carried] = False
+        looked[carried[looks.choose(len(carried))]] = True
+        rows = np.flatnonzero(~looked)
+        state.passed += len(rows)
+        labelled = labels[rows] >= 0
+        right = ready[rows] == labels[rows]
+        who = None if batch.versions is None else self._who(batch)[rows]
+        mine = labelled if who is None else labelled & (who == state.champion)
+        numbers = np.full(int(mine.sum()), state.events, dtype=np.int64)
+        state.prequential.observe(numbers, right[mine])
+        state.record(state.champion, right[mine])
+        if who is not None:
+            others = labelled & ~mine
+            for version in set(who[others].tolist()):
+                state.record(version, right[others & (who == version)])
+        waits = rows[~labelled]
+        if len(waits):
+            state.awaiting.remember(batch.ids[waits], ready[waits], self._who(batch)[waits])
+        if len(state.awaiting):
+            state.awaiting.settle(batch.ids[rows[labelled]])
+        if self.ledger:
+            self.ledger.note(batch.take(rows), labelled, np.zeros(len(rows), dtype=np.bool_))
+        return np.flatnonzero(looked)
+
+    def _given(
+        self,
+        batch: EventBatch,
+        answered: NDArray[np.int64],
+        carried: NDArray[np.bool_],
+        labels: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """The class, int64 [n], that the champion gave each event; -1 where another version did.
+
+        A label that comes late counts for the version that answered, with the answer it gave; and
+        so does an event that carries its answer, bool [n].
+        """
+        state = self.state
+        assert state.champion is not None
+        given = answered.copy()
         rows = np.flatnonzero(labels >= 0)
+        who = None if batch.versions is None else self._who(batch)
         for row, made in zip(rows.tolist(), state.awaiting.settle(batch.ids[rows]), strict=True):
-            if made is None:
+            if carried[row] and who is not None and who[row] != state.champion:
+                made = who[row], answered[row]
+            if made is None or (carried[row] and made[0] == state.champion):
                 continue
             version, given[row] = made
             mine = version == state.champion
@@ -326,6 +403,14 @@ class Loop:
             state.online_test.observe(ours == truth, answer.predicted[chunk] == truth)
             state.online.learn(*seen, truth)
 
+    def _tell_looks(self) -> None:
+        if self.looks is not None and (share := self.looks.news()) is not None:
+            self.journal.write(
+                "sampling" if self.looks.sampling else "sampling-ended",
+                share=round(share, 4),
+                looks_per_second=self.looks.rate,
+            )
+
     def _poll(self) -> Poll:
         try:
             if self.dead_letters.full:
@@ -337,7 +422,8 @@ class Loop:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
                 return Poll(EMPTY, [], {})
-            return self.source.poll(MAX_EVENTS, POLL_SECONDS)
+            ready = self.looks is not None and self.champion is not None
+            return self.source.poll(READY_EVENTS if ready else MAX_EVENTS, POLL_SECONDS)
         except DeadLetterError as error:
             self._survived("dead-letters", error)
             time.sleep(POLL_SECONDS)
@@ -525,7 +611,8 @@ class Loop:
             "labels": list(self.champion.labels) if self.champion else [],
             "paused": self.paused,
             "pinned": self.pinned,
-            "events": state.events,
+            "events": state.events + state.passed,
+            "only_counted": state.passed,
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
