@@ -47,13 +47,19 @@ def embeddings(inputs: NDArray[Any]) -> NDArray[np.float32]:
     return found
 
 
+def intents(quick: bool) -> list[str]:
+    """The classes of banking77, sorted; the first few of them for a quick run."""
+    names = sorted(set(texts("banking77_train")[1]))
+    return names[:6] if quick else names
+
+
 def labelled(name: str, labels: list[str]) -> Examples:
-    """The examples of a data set of `bench.streams.texts`, labels as places in ``labels``."""
-    read, names = texts(name)
-    inputs = np.empty(len(read), dtype=object)
-    inputs[:] = read
+    """A data set's (`bench.streams.texts`) examples of ``labels``, as places in them."""
     place = {label: i for i, label in enumerate(labels)}
-    truth = np.array([place[n] for n in names], dtype=np.int64)
+    rows = [(text, place[of]) for text, of in zip(*texts(name), strict=True) if of in place]
+    inputs = np.empty(len(rows), dtype=object)
+    inputs[:] = [text for text, _ in rows]
+    truth = np.array([label for _, label in rows], dtype=np.int64)
     return as_examples(inputs, truth, embeddings(inputs), name)
 
 

@@ -6,7 +6,8 @@ embeddings of the frozen encoder; what differs is what they remember and how the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +41,8 @@ class Domains:
     seed: int
 
     @classmethod
-    def read(cls, seed: int, count: int) -> Domains:
-        """``count`` domains in an order of the seed."""
+    def read(cls, seed: int, count: int, most: int = 1000) -> Domains:
+        """``count`` domains in an order of the seed, of each intent at most ``most`` texts."""
         parts = {part: clinc150(part) for part in ("train", "test")}
         _, intents, domains = parts["train"]
         order = np.random.default_rng(seed).permutation(sorted(set(domains)))[:count].tolist()
@@ -50,13 +51,14 @@ class Domains:
             names += sorted({i for i, d in zip(intents, domains, strict=True) if d == domain})
         place = {name: i for i, name in enumerate(names)}
         split: dict[str, list[Examples]] = {}
-        for part, (read, labels, of) in parts.items():
-            inputs = np.empty(len(read), dtype=object)
-            inputs[:] = read
-            found = embeddings(inputs)
-            truth = np.array([place.get(name, -1) for name in labels], dtype=np.int64)
-            everything = as_examples(inputs, truth, found, part)
-            split[part] = [everything.take(np.array([d == name for d in of])) for name in order]
+        for part, rows in parts.items():
+            kept = _first(rows, place, most)
+            inputs = np.empty(len(kept), dtype=object)
+            inputs[:] = [text for text, _, _ in kept]
+            truth = np.array([place[intent] for _, intent, _ in kept], dtype=np.int64)
+            everything = as_examples(inputs, truth, embeddings(inputs), part)
+            of = np.array([domain for _, _, domain in kept])
+            split[part] = [everything.take(of == name) for name in order]
         classes = np.cumsum([len(set(e.labels.tolist())) for e in split["train"]]).tolist()
         return cls(split["train"], split["test"], classes, seed)
 
@@ -85,6 +87,19 @@ class Domains:
             "forgetting": float((np.nanmax(right[:-1, :-1], axis=0) - last[:-1]).mean()),
             "backward": float((last[:-1] - right[past, past]).mean()),
         }
+
+
+def _first(
+    rows: tuple[list[str], list[str], list[str]], intents: Mapping[str, int], most: int
+) -> list[tuple[str, str, str]]:
+    """(text, intent, domain) of the ``intents``, of each the first ``most``."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for text, intent, domain in zip(*rows, strict=True):
+        seen[intent] += 1
+        if intent in intents and seen[intent] <= most:
+            kept.append((text, intent, domain))
+    return kept
 
 
 class _Learner(Protocol):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench._learn_data import few, labelled, new_model
-from bench.streams import texts
+from bench._learn_data import few, intents, labelled, new_model
 from daemon.trainer_main import split
 from learn.config import LearnConfig, TrainingConfig
 from learn.head import Head, score
@@ -20,13 +19,13 @@ from learn.strategies import open_strategy
 from learn.strategy import Round, Start
 
 
-def main(name: str, per_class: str, seed: str, rounds: str, out: str) -> None:
+def main(name: str, per_class: str, seed: str, out: str, quick: str = "") -> None:
     """Fit, measure on the test set, write ``out``."""
-    names = sorted(set(texts("banking77_train")[1]))
+    names = intents(bool(quick))
     train, test = labelled("banking77_train", names), labelled("banking77_test", names)
     learned, validation = split(few(train, int(per_class), int(seed)), int(seed))
     # As many rounds as the panel allows: with few labels three would be too few.
-    config = LearnConfig(training=TrainingConfig(rounds=int(rounds)))
+    config = LearnConfig(training=TrainingConfig(rounds=1 if quick else 10))
     loaded: list[Model] = []
 
     def load() -> Model:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench._learn_data import embeddings, labelled
+from bench._learn_data import embeddings, intents, labelled
 from bench._learn_domains import METHODS, Domains
 from bench.report import Row, row
 from bench.streams import texts
@@ -51,7 +51,7 @@ def _spread(
 
 def noise(quick: bool) -> Iterator[Row]:
     """banking77, a fifth of the labels flipped to another class: what the filters win back."""
-    names = sorted(set(texts("banking77_train")[1]))
+    names = intents(quick)
     train, test = labelled("banking77_train", names), labelled("banking77_test", names)
     assert train.embeddings is not None
     assert test.embeddings is not None
@@ -95,13 +95,12 @@ def noise(quick: bool) -> Iterator[Row]:
 def reuters(quick: bool) -> Iterator[Row]:
     """Reuters top 10 in time order: test on a block of 50, then learn from it."""
     read, topics = texts("reuters_top10")
-    n = 2000 if quick else len(read)
+    n, warm, block = (300, 150, 50) if quick else (len(read), 1000, 50)
     inputs = np.empty(n, dtype=object)
     inputs[:] = read[:n]
     names = sorted(set(topics))
     truth = np.array([names.index(t) for t in topics[:n]], dtype=np.int64)
     x = embeddings(inputs)
-    warm, block = 1000, 50
     frozen = fit_softmax(x[:warm], truth[:warm], None, len(names), LEARN.l2)
     right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in ("frozen", *_LEARNERS)}
     learners = {name: make(frozen) for name, make in _LEARNERS.items()}
@@ -176,10 +175,7 @@ def strategies(quick: bool) -> Iterator[Row]:
     """banking77, 10 labels a class: each strategy in a process of its own."""
     seeds = 1 if quick else SEEDS
     names = ("head", "partial") if quick else LADDER
-    runs = {
-        name: [_measured(name, 10, seed, rounds=1 if quick else 10) for seed in range(seeds)]
-        for name in names
-    }
+    runs = {name: [_measured(name, 10, seed, quick) for seed in range(seeds)] for name in names}
     full = runs.get("full")
     for name, found in runs.items():
         accuracy = [100 * run["accuracy"] for run in found]
@@ -218,11 +214,11 @@ def strategies(quick: bool) -> Iterator[Row]:
     yield row("strategies: progressive, accuracy against full", 100 * deep / best, "%", ">= 100")
 
 
-def _measured(name: str, per_class: int, seed: int, rounds: int) -> dict[str, Any]:
+def _measured(name: str, per_class: int, seed: int, quick: bool) -> dict[str, Any]:
     """One fit in a process of its own, so that its peak memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
-        arguments = [name, str(per_class), str(seed), str(rounds), str(out)]
+        arguments = [name, str(per_class), str(seed), str(out), *(["--quick"] if quick else [])]
         command = [sys.executable, "-m", "bench._learn_fit", *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found: dict[str, Any] = json.loads(out.read_text())
@@ -236,7 +232,7 @@ def domains(quick: bool) -> Iterator[Row]:
     """CLINC150 as ten domains one after the other, a memory of 2,000; heads on embeddings."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     for seed in range(1 if quick else SEEDS):
-        stream = Domains.read(seed, 3 if quick else 10)
+        stream = Domains.read(seed, 2, 20) if quick else Domains.read(seed, 10)
         for name in METHODS:
             found[name].append(stream.run(name))
     joint = [run["accuracy"] for run in found["joint"]]

@@ -109,13 +109,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        found = list(_disagreements(self))
+        found = list(disagreements(self))
         if found:
             raise DisagreementError(found)
         return self
 
 
-def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
+def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
     letters, source = config.dead_letters, config.source
     if isinstance(letters, TopicLettersConfig):
         if not isinstance(source, KafkaSourceConfig):
@@ -133,7 +133,7 @@ def _disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
         config.server.port,
     ):
         yield ("http", "port"), f"{config.http.port} is the inference server's port too"
-    if config.model.task == "tabular":
+    if config.model.task == "tabular" and config.model.features:
         names = {feature.name for feature in config.model.features}
         for name in config.fields.features.keys() - names:
             yield ("fields", "features", name), "is not a feature of the model (model.features)"

@@ -21,7 +21,10 @@ from daemon import yaml_lines
 
 PREFIX = "DRIFTD_"
 NESTING = "__"
-NOT_SETTINGS = frozenset({"DRIFTD_CONFIG"})  # read by the command line
+# Read by the command line.
+NOT_SETTINGS = frozenset(
+    {"DRIFTD_CA_FILE", "DRIFTD_CONFIG", "DRIFTD_TOKEN", "DRIFTD_TOKEN_FILE", "DRIFTD_URL"}
+)
 # Kubernetes sets these in every pod beside a Service called driftd; they are not meant for us.
 SERVICE_LINK = re.compile(
     r"^DRIFTD_(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?)$"

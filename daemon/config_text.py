@@ -38,6 +38,7 @@ _TASKS: Mapping[str, Active] = {
     "text": {
         ("model", "task"): "text",
         ("model", "features"): _LEFT_OUT,
+        ("model", "infer_events"): _LEFT_OUT,
         ("model", "dimension"): _LEFT_OUT,
         ("fields", "input"): "text",
         ("fields", "features"): _LEFT_OUT,
@@ -46,11 +47,6 @@ _TASKS: Mapping[str, Active] = {
         ("model", "task"): "tabular",
         ("model", "base"): _LEFT_OUT,
         ("model", "max_length"): _LEFT_OUT,
-        ("model", "features"): [
-            {"name": "amount", "kind": "numeric"},
-            {"name": "returning", "kind": "boolean"},
-            {"name": "country", "kind": "categorical"},
-        ],
         ("fields", "input"): _LEFT_OUT,
     },
 }

@@ -76,6 +76,15 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
+    def extend(self, more: Records) -> None:
+        """Add records that were read after these."""
+        self.oversized |= {len(self) + i: size for i, size in more.oversized.items()}
+        self.values += more.values
+        self.topics += more.topics
+        self.partitions += more.partitions
+        self.offsets += more.offsets
+        self.timestamps += more.timestamps
+
 
 class _RefusedError(Exception):
     """Raised while reading one record, caught around it."""
@@ -88,8 +97,8 @@ class _RefusedError(Exception):
 class Decoder:
     """Decodes records by the user's own field names.
 
-    ``features``: the declared features for a table, None for text. ``clock``: seconds since the
-    epoch, for the limits on an event's time.
+    ``features``: the features of a table, None for text. ``clock``: seconds since the epoch, for
+    the limits on an event's time. ``hint``: for whoever reads that a feature is of another kind.
 
     >>> from daemon.stream_config import EventsConfig, FieldsConfig
     >>> decoder = Decoder(FieldsConfig(input="post.body", label="topic"), EventsConfig())
@@ -108,8 +117,11 @@ class Decoder:
         events: EventsConfig,
         features: Sequence[Feature] | None = None,
         clock: Callable[[], float] = time.time,
+        hint: str = "",
     ) -> None:
         self._events = events
+        self._fields = fields
+        self._hint = hint
         self._clock = clock
         self._steady = clock() - time.monotonic()
         self._label_path = fields.label
@@ -124,12 +136,29 @@ class Decoder:
             self._dtype = np.dtype(object)
             self._input = _text_reader(fields.input)
         else:
-            self._dtype = features_dtype(features)
-            self._input = _row_reader(features, fields.features)
-        self._fields, self._features = fields, features
+            self.read_rows(features)
+        self._features = features
         self._plain = self._columns_wanted()
         self._labels: set[str] = set()
         self._unlabelled = 0  # events so far without a label field; -1 once one had it
+
+    def read_rows(self, features: Sequence[Feature]) -> None:
+        """Read tables of these features from now on."""
+        self._dtype = features_dtype(features)
+        self._input = _row_reader(features, self._fields.features, self._hint)
+        self._features = features
+        self._plain = self._columns_wanted()
+
+    def glance(self, value: bytes | None, size: int | None = None) -> dict[str, Any] | None:
+        """The object in a record, None where there is none; nothing is counted or refused."""
+        try:
+            return self._parse(value, size)
+        except _RefusedError:
+            return None
+
+    def has_label(self, event: dict[str, Any]) -> bool:
+        """Whether the field of the label holds anything."""
+        return self._label(event) not in (_MISSING, None, "")
 
     def know(self, labels: Iterable[str]) -> None:
         """Tell the decoder which labels the model has, for the limits on new ones."""
@@ -374,8 +403,9 @@ def _read_name(get: Getter | None, event: dict[str, Any], longest: int) -> str |
 
 
 def features_dtype(features: Sequence[Feature]) -> np.dtype[Any]:
-    """The dtype of a table's inputs: float64 for numeric and boolean, object for categorical."""
-    return np.dtype([(f.name, object if f.kind == "categorical" else "<f8") for f in features])
+    """The dtype of a table's inputs: float64 for numeric and boolean, object for the others."""
+    kinds = {f.name: "<f8" if f.kind in ("numeric", "boolean") else object for f in features}
+    return np.dtype(list(kinds.items()))
 
 
 def _getter(path: str) -> Getter:
@@ -420,11 +450,16 @@ def _text_reader(paths: Sequence[str]) -> Callable[[dict[str, Any]], str]:
 
 
 def _row_reader(
-    features: Sequence[Feature], names: dict[str, str]
+    features: Sequence[Feature], names: dict[str, str], hint: str = ""
 ) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    read_value = {"numeric": _number, "boolean": _boolean, "categorical": _category}
+    read_value = {"numeric": _number, "boolean": _boolean}
     columns = [
-        (path := names.get(f.name, f.name), _getter(path), f.name, read_value[f.kind])
+        (
+            path := names.get(f.name, f.name),
+            _getter(path),
+            f.name,
+            read_value.get(f.kind, _category),
+        )
         for f in features
     ]
 
@@ -435,7 +470,10 @@ def _row_reader(
             value = get(event)
             if value is not _MISSING and value is not None and value != "":
                 empty = False
-            row.append(convert(path, name, value))
+            try:
+                row.append(convert(path, name, value))
+            except _RefusedError as refused:
+                raise _RefusedError(refused.reason, refused.detail + hint) from None
         if empty:
             raise _RefusedError(Reason.EMPTY_INPUT, "every feature is missing or null")
         return tuple(row)

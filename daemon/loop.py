@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -98,9 +99,7 @@ class Loop:
             actor,
             clock,
         )
-        self.looks = (
-            Looks(config.events.looks_per_second, clock) if config.fields.prediction else None
-        )
+        self.looks = Looks(config.events.looks_share, clock) if config.fields.prediction else None
         self.admission = Admission(config, self.state, self.journal, self.metrics)
         self.snapshot: dict[str, Any] = {"model": config.name, "state": "starting"}
         self._generation: object = None
@@ -230,29 +229,48 @@ class Loop:
             batch, labels, ready = batch.take(looked), labels[looked], ready[looked]
             if not len(batch):
                 return
-            known, numbers = labels >= 0, numbers[: len(batch)]
+            numbers = numbers[: len(batch)]
             features = {name: column[looked] for name, column in features.items()}
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels), "")
             self._note(batch, known, labels)
             state.events += len(batch)
             return
+        began = time.perf_counter()
+        self._look_at(batch, numbers, labels, ready, features, self.champion)
+        if self.looks is not None:
+            self.looks.spent(time.perf_counter() - began, len(batch))
+
+    def _look_at(
+        self,
+        batch: EventBatch,
+        numbers: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        ready: NDArray[np.int64],
+        features: Mapping[str, NDArray[np.generic]],
+        champion: Served,
+    ) -> None:
+        """Predict, watch and learn; ``features`` are the columns without those of the past.
+
+        ready: int64 [n], the class that the event says was answered, -1 where it says none.
+        """
+        state, known = self.state, labels >= 0
         with self.metrics.inference_seconds().time():
-            answer = self.champion.answer(batch.inputs)
+            answer = champion.answer(batch.inputs)
         answered = np.where(ready >= 0, ready, answer.predicted)
         state.awaiting.remember(batch.ids[~known], answered[~known], self._who(batch)[~known])
         rows = np.flatnonzero(known)
         examples = _examples(batch, numbers, labels, answer)
         who = None if batch.labellers is None else batch.labellers[rows]
-        admitted = self.admission.admit(examples, who, answer.take(rows), self.champion)
+        admitted = self.admission.admit(examples, who, answer.take(rows), champion)
         examples = examples.take(admitted)
         labels[rows[~admitted]] = -1  # for all that follows it is as if they had not come
         self._note(batch, known, labels)
         given = self._given(batch, answered, ready >= 0, labels)
         own = (labels >= 0) & (given >= 0)
         state.prequential.observe(numbers[own], given[own] == labels[own])
-        self.repair.observe(batch.inputs, answer, labels, given, self.champion)
-        embeddings = answer.embeddings[:, self.champion.place]
+        self.repair.observe(batch.inputs, answer, labels, given, champion)
+        embeddings = answer.embeddings[:, champion.place]
         observed = Observations(embeddings, answer.probabilities, labels, batch.times, features)
         signals = state.watch.observe(observed)
         if state.watch.reference is not None and state.champion not in state.regimes:
@@ -261,7 +279,8 @@ class Loop:
                 state.memory.set_anchor(0, self.config.seed)
         if not self.paused:
             self._learn_online(batch, answer, labels)
-            state.memory.add(examples, self.champion.encoder)
+            self._meet_rivals(batch, answer, labels, numbers)
+            state.memory.add(examples, champion.encoder)
         state.events += len(batch)
         self._alarm(signals)
 
@@ -408,7 +427,28 @@ class Loop:
             self.journal.write(
                 "sampling" if self.looks.sampling else "sampling-ended",
                 share=round(share, 4),
-                looks_per_second=self.looks.rate,
+                looks_share=self.looks.share,
+            )
+
+    def _meet_rivals(
+        self,
+        batch: EventBatch,
+        answer: Answer,
+        labels: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+    ) -> None:
+        rivals, rows = self.state.rivals, np.flatnonzero(labels >= 0)
+        if not rivals.all or not len(rows):
+            return
+        right = answer.predicted[rows] == labels[rows]
+        for rival in rivals.all:
+            rival.meet(batch.inputs[rows], batch.labels[rows], numbers[rows], right)
+        for rival in rivals.shown_better():
+            self.journal.write(
+                "rival-better",
+                rival=rival.name,
+                champion=self.state.champion,
+                **rival.test.as_dict(),
             )
 
     def _poll(self) -> Poll:
@@ -557,6 +597,9 @@ class Loop:
             self.metrics.accuracy(window).set(value)
         for bound, share in self._estimated().items():
             self.metrics.estimated_accuracy(bound).set(share)
+        for rival in state.rivals.all:
+            if rival.score.labelled:
+                self.metrics.rival_accuracy(rival.name).set(rival.score.recent_accuracy)
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
@@ -567,14 +610,17 @@ class Loop:
         if source.connected != self._connected:
             self._connected = source.connected
             self.journal.write("source-connected" if source.connected else "source-away")
-        self.health.ready = self.champion is not None and source.connected
+        located = bool(state.positions or source.positions())
+        self.health.ready = self.champion is not None and source.connected and located
         if self.health.ready:
             self.health.why = "ready"
         elif self.champion is None:
             warmup = self.config.bootstrap.warmup_events
             self.health.why = f"no champion yet: {state.memory.labelled} of {warmup} events"
-        else:
+        elif not source.connected:
             self.health.why = "the source is away"
+        else:
+            self.health.why = "no position in the source yet: it has no partition"
         self.snapshot = self.status()
         self.metrics.lag_events().set(self.snapshot["source"]["lag_events"] or 0)
         for part, count in self.snapshot["memory"].items():
@@ -609,6 +655,7 @@ class Loop:
             "champion": state.champion,
             "champion_since": state.champion_since,
             "labels": list(self.champion.labels) if self.champion else [],
+            "features": {f.name: f.kind for f in self.config.model.features},
             "paused": self.paused,
             "pinned": self.pinned,
             "events": state.events + state.passed,
@@ -616,6 +663,7 @@ class Loop:
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
+            "rivals": {rival.name: rival.as_dict() for rival in state.rivals.all},
             "estimated_accuracy": {k: round(v, 4) for k, v in self._estimated().items()} or None,
             "source": {
                 "connected": self.source.connected,

@@ -54,6 +54,9 @@ class Metrics:
             "Accuracy that the model's confidence promises, labels not looked at.",
             "bound",
         )
+        self.rival_accuracy = self._gauge(
+            "rival_accuracy", "Test-then-learn accuracy of a rival, last 500 labelled.", "rival"
+        )
         self.late_labels = self._counter(
             "late_labels", "Labels that came after the answer, by who gave it.", "answered"
         )

@@ -34,7 +34,7 @@ class Feature(Protocol):
         """The feature's name in the model."""
 
     @property
-    def kind(self) -> Literal["numeric", "boolean", "categorical"]:
+    def kind(self) -> Literal["numeric", "boolean", "categorical", "hashed"]:
         """What its values are."""
 
 
@@ -107,7 +107,7 @@ def rows(
     table = np.empty(len(columns[0]), dtype=dtype)
     for column, feature in zip(columns, features, strict=True):
         kinds = set(map(type, column))
-        if feature.kind == "categorical":
+        if feature.kind in ("categorical", "hashed"):
             table[feature.name] = texts(column)
             continue
         if not (kinds <= NUMBER if feature.kind == "numeric" else kinds == {bool}):

@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deploy.config import AccessConfig, TlsConfig
+
 Trained = Literal[
     "head", "partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"
 ]
@@ -364,6 +366,30 @@ class ProbationConfig(Section):
     )
 
 
+class TrainingJobConfig(Section):
+    """Training as a Kubernetes Job instead of in the daemon's pod; the chart sets it."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether to: on nodes with a GPU for example. Threads, memory and priority are"
+        " then the Job's own. Otherwise a process beside the daemon trains.",
+    )
+    template: Path = Field(
+        default=Path("/etc/driftd/training-job.yaml"),
+        description="Manifest of a Job, in YAML: image, resources and nodes are its own; name,"
+        " command and deadline are set for each refresh. The chart's place for it.",
+    )
+    folder: Path = Field(
+        default=Path("/var/lib/driftd-training/jobs"),
+        description="Where jobs lie: on a volume that the Job's pods mount at the same path.",
+    )
+    rungs: tuple[Trained, ...] = Field(
+        default=("partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"),
+        description="Rungs that go to a Job. A head takes seconds, less than a pod's start, and"
+        " stays in the daemon's pod.",
+    )
+
+
 class TrainerConfig(Section):
     """Limits of the process that trains; consuming and serving never wait for it."""
 
@@ -388,6 +414,10 @@ class TrainerConfig(Section):
         default=3600.0,
         gt=0,
         description="Wall time after which a refresh is stopped and journalled as failed.",
+    )
+    job: TrainingJobConfig = Field(
+        default_factory=TrainingJobConfig,
+        description="Whether refreshes run as Kubernetes Jobs.",
     )
 
 
@@ -418,7 +448,7 @@ class CheckpointConfig(Section):
 
 
 class HttpConfig(Section):
-    """The daemon's own pages: metrics, health, status, journal. Read only."""
+    """The daemon's own pages: metrics, health, status, journal, and the operators' verbs."""
 
     host: str = Field(
         default="127.0.0.1",
@@ -430,6 +460,20 @@ class HttpConfig(Section):
         ge=0,
         le=65535,
         description="Port to bind, beside the server's 8080; 0 lets the system choose.",
+    )
+    stalled_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds without a turn of the loop after which `/health/live` says no. More"
+        " than the slowest turn takes, with a batch through the model and a slow disk.",
+    )
+    access: AccessConfig = Field(
+        default_factory=AccessConfig,
+        description="Who may read, and who may give orders. Without `tokens` nobody may give"
+        " orders over HTTP.",
+    )
+    tls: TlsConfig = Field(
+        default_factory=TlsConfig, description="Encryption. Tokens should not travel without."
     )
 
 

@@ -20,6 +20,7 @@ from daemon.config import Config
 from daemon.job import Job
 from daemon.trainer import Trainer
 from daemon.trainer_main import code_version
+from daemon.undeclared import remembered, undeclared, with_features
 from learn.examples import Examples
 from learn.memory import Memory, replay_weights
 from learn.strategies import NAMES
@@ -63,6 +64,8 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
         raise CannotReproduce(
             f"the lineage of {version} has no onset of its regime: it is of an older driftd"
         )
+    if undeclared(config):
+        config = with_features(config, remembered(registry, None))
     examples = _examples(config, manifest)
     with tempfile.TemporaryDirectory(prefix="driftd-reproduce-") as folder:
         trainer = Trainer(Path(folder, "jobs"), config.trainer)

@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from daemon.api import ApiServer, Health, application
 from daemon.checkpoint import CheckpointError, CheckpointStore
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
+from daemon.journal import JournalWriter
+from daemon.kubernetes import Jobs
 from daemon.loop import Loop
 from daemon.metrics import Metrics
-from daemon.sources import open_source
 from daemon.trainer import Trainer
+from daemon.training_job import TrainingJobs
+from daemon.undeclared import open_known, undeclared
 from registry import open_registry
 from registry.lock import try_lock
 
@@ -71,23 +75,38 @@ def only_daemon(folder: Path) -> Iterator[None]:
 
 def _run(config: Config, stop: threading.Event, reasons: list[str]) -> None:
     registry = open_registry(config.registry, create=True)
-    metrics, health = Metrics(config.name), Health()
-    trainer = Trainer(config.checkpoint.path / "jobs", config.trainer)
-    loop = Loop(
-        config,
-        registry,
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=trainer,
-        metrics=metrics,
-        health=health,
-        actor=f"driftd@{socket.gethostname()}",
-    )
-    api = ApiServer(application(metrics, health, lambda: loop.snapshot, registry), config.http)
+    metrics, health = Metrics(config.name), Health(config.http.stalled_seconds)
+    in_cluster = config.trainer.job
+    elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
+    trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
+    checkpoints = CheckpointStore(config.checkpoint.path / "checkpoints")
+    loop: Loop | None = None
+
+    def status() -> dict[str, Any]:
+        starting = {"model": config.name, "state": "starting", "reason": health.why}
+        return loop.snapshot if loop else starting
+
+    app = application(metrics, health, status, registry, config.http)
+    api = ApiServer(app, config.http)
     api.start()
-    log.info("http://%s:%d serves /metrics, /status, /health", config.http.host, api.port)
+    log.info("%s serves /metrics, /status, /health and /v1", api.url)
     try:
+        journal = JournalWriter(registry.journal, lambda: 0)
+        config, source = open_known(config, registry, checkpoints, journal, health, stop)
+        if undeclared(config):
+            source.close()  # it was told to end before it knew its features
+            return
+        loop = Loop(
+            config,
+            registry,
+            source,
+            open_dead_letters(config),
+            checkpoints=checkpoints,
+            trainer=trainer,
+            metrics=metrics,
+            health=health,
+            actor=f"driftd@{socket.gethostname()}",
+        )
         try:
             loop.start()
             loop.run(stop)

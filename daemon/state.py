@@ -25,6 +25,7 @@ from daemon.online import OnEmbeddings, Online, OnRows, restored
 from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.quarantine import Quarantine
+from daemon.rivals import Rivals
 from daemon.served import Classes, Served
 from daemon.watch import Watch
 from drift import Reference, Signature
@@ -80,6 +81,7 @@ class State:
         self.online: Online | None = None
         self._online_state: Arrays = {}
         self.online_test = PairedTest(config.gate.alpha)
+        self.rivals = Rivals(config.model, config.seed, config.gate.alpha)
         self.incident: Incident | None = None
         self.incidents = 0
         self.trial: Trial | None = None
@@ -112,6 +114,9 @@ class State:
             self.watch.adopt(former[1])
         self.former = (left, normal) if left is not None and normal is not None else None
         self.restart_online(served)
+        if left is None:
+            self._teach_rivals()
+        self.rivals.follow_champion()
 
     def record(self, version: str, right: NDArray[np.bool_]) -> None:
         """Labels came, bool [n], for answers that ``version`` gave."""
@@ -146,11 +151,21 @@ class State:
 
     def resume_online(self, served: Served) -> None:
         """After a restart: what learned online goes on beside the same champion."""
+        self._teach_rivals()
         if self._online_state:
             self.online = restored(self._online_state, served, self.config.learn.online)
             self._online_state = {}
         else:
             self.restart_online(served)
+
+    def _teach_rivals(self) -> None:
+        """The rivals begin with what is in memory, in order."""
+        if not self.rivals.all:
+            return
+        known = self.memory.recent(self.memory.config.recent, since=0)
+        if len(known):
+            names = np.array(self.classes.names, dtype=object)
+            self.rivals.learn(known.inputs, names[known.labels])
 
     def promotions_today(self) -> int:
         """Promotions by the daemon in the last 24 hours."""
@@ -167,6 +182,7 @@ class State:
         trial, probation = self.trial, self.probation
         return {
             "classes": self.classes.names,
+            "features": [f.model_dump() for f in self.config.model.features],
             "events": self.events,
             "passed": self.passed,
             "positions": self.listed_positions(),
@@ -175,6 +191,7 @@ class State:
             "champion_since": self.champion_since,
             "online_test": self.online_test.state(),
             "past": self.past.values(),
+            "rivals": self.rivals.values(),
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
             "trial": trial.values() if trial else None,
@@ -210,6 +227,7 @@ class State:
             **prefixed("guard", self.guard.state()),
             **prefixed("quarantine", self.quarantine.arrays()),
             **prefixed("past", self.past.arrays()),
+            **prefixed("rivals", self.rivals.arrays()),
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
@@ -247,6 +265,7 @@ class State:
         self.champion_since = values["champion_since"]
         self._online_state = under("online", arrays)
         self.past.restore(values.get("past", ()), under("past", arrays))
+        self.rivals.restore(values.get("rivals", {}), under("rivals", arrays))
         self.online_test = PairedTest.restored(gate.alpha, values["online_test"])
         self.incidents = values["incidents"]
         self.incident = None

@@ -228,7 +228,7 @@ class FieldsConfig(Section):
         min_length=1,
         description="Field with the class that the served model answered, where the events carry"
         " it. Every event then counts for the accuracy as it was answered, and only a part is run"
-        " through the model once more, for drift and learning (`events.looks_per_second`).",
+        " through the model once more, for drift and learning (`events.looks_share`).",
     )
     version: str | None = Field(
         default=None,
@@ -274,12 +274,13 @@ class EventsConfig(Section):
         description="Most classes that a model may grow to; beyond, new labels are refused. Stops"
         " a wrong label field, such as an id, from growing a class an event.",
     )
-    looks_per_second: float = Field(
-        default=50.0,
+    looks_share: float = Field(
+        default=0.05,
         gt=0,
-        description="Of the events that carry their prediction (`fields.prediction`), how many a"
-        " second are looked at for drift and learning; the others are only counted. 50 short texts"
-        " cost a sixteenth of a core.",
+        le=1,
+        description="Of the events that carry their prediction (`fields.prediction`), as many are"
+        " looked at for drift and learning as take this share of the loop's time; the others are"
+        " only counted. A twentieth is some 30 short texts a second, or thousands of table rows.",
     )
 
 

@@ -1,8 +1,8 @@
 """The trainer process: one job in, one version folder out.
 
-Started by `daemon.trainer`; everything that needs torch happens here. The encoder runs only where
-a rung needs it: head rungs work on the embeddings that the daemon already has, and patch the new
-head into the graph that serves.
+Started by `daemon.trainer`, or in a Job's pod; everything that needs torch happens here. The
+encoder runs only where a rung needs it: head rungs work on the embeddings that the daemon already
+has, and patch the new head into the graph that serves.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--memory-mb", type=int)
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--parent", type=int, help="die with this process, which has started it")
     arguments = parser.parse_args()
     _bound(arguments.nice, arguments.memory_mb, arguments.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -404,12 +404,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _bound(nice: int, memory_mb: int | None, parent: int) -> None:
+def _bound(nice: int, memory_mb: int | None, parent: int | None) -> None:
     """Die with the daemon, give way to it, and keep to the memory limit."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the daemon is gone")
+    if parent is not None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the daemon is gone")
     os.nice(nice)
     if memory_mb:
         limit = memory_mb * 1024 * 1024

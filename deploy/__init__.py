@@ -6,7 +6,8 @@ session      one version's INT8 graph: probabilities, logits and embeddings in o
 export       torch to FP32 ONNX to INT8 (needs torch and onnx)
 patch        new weights into an existing graph (needs onnx)
 measure      size, speed and accuracy of an INT8 graph beside its FP32 original
-batcher, engine, versions, watcher, metrics, protocol, api, listening, server
+access, tls  bearer tokens by scope, and certificates that renew; the daemon's port uses them too
+batcher, engine, versions, watcher, metrics, answering, protocol, binary, api, listening, server
              the inference server, from the queue outwards
 """
 

@@ -7,20 +7,20 @@ A Starlette application that adds nothing to the engine: what a request means is
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from deploy.config import ServerConfig
-from deploy.engine import Engine, Loaded
+from deploy.access import OPEN, Scope, Scopes, guarded
+from deploy.answering import STATUS, Answering, aside
+from deploy.engine import Loaded
 from deploy.errors import (
     ClientGoneError,
     DeployError,
@@ -28,12 +28,10 @@ from deploy.errors import (
     QueueFullError,
     SlowBodyError,
     TooLargeError,
-    UnknownModelError,
 )
-from deploy.metrics import CONTENT_TYPE, NO_VERSION, Metrics
-from deploy.preprocess import Encoded
+from deploy.metrics import CONTENT_TYPE, NO_VERSION
+from deploy.preprocess import Encoded, Preprocessor
 from deploy.protocol import (
-    Described,
     dump,
     read_infer,
     read_plain,
@@ -42,27 +40,16 @@ from deploy.protocol import (
     write_plain,
 )
 
-log = logging.getLogger("driftd.server")
-
-T = TypeVar("T")
-
-# Bodies longer than this are parsed and tokenised beside the event loop, not on it.
-_LONG_BODY_BYTES = 16 * 1024
+# Requests of one key are answered by one version while a challenger has a share of them.
+KEY_HEADER = "x-driftd-key"
+ID_HEADER = "x-request-id"
 
 _LONGEST_ERROR = 1000
 
-_STATUS = {
-    "bad_input": 400,
-    "unknown_model": 404,
-    "unknown_version": 404,
-    "slow_body": 408,
-    "too_large": 413,
-    "queue_full": 429,
-    "client_gone": 499,
-    "inference_failed": 500,
-    "not_ready": 503,
-    "deadline": 504,
-}
+_EXTENSIONS = ["binary_tensor_data"]
+
+# Tells how many of a body's first bytes are JSON, where binary tensors follow.
+_JSON_BYTES = "inference-header-content-length"
 
 _INDEX = {
     "name": "driftd",
@@ -71,6 +58,11 @@ _INDEX = {
     "ready": "/v2/health/ready",
     "metrics": "/metrics",
 }
+
+
+_ASKING = frozenset({Scope.INFER})
+# Clients of the V2 protocol look at the metadata before they ask.
+_LOOKING = frozenset({Scope.READ, Scope.INFER})
 
 
 @dataclass(slots=True)
@@ -82,12 +74,16 @@ class _Call:
     version: str = NO_VERSION
 
 
-def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: str) -> Starlette:
-    """The application. ``release``: this server's version, for the metadata."""
-    api = _Api(engine, config, metrics, release)
+def create_app(answering: Answering, release: str) -> ASGIApp:
+    """The application. ``release``: this server's version, for the metadata.
+
+    Raises `AccessError` if tokens are configured that cannot be used.
+    """
+    config = answering.config
+    api = _Api(answering, release)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", api.index),
             Route("/metrics", api.exposition),
@@ -105,14 +101,20 @@ def create_app(engine: Engine, config: ServerConfig, metrics: Metrics, release: 
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
 
+    def needed(method: str, path: str) -> Scopes:
+        if path.startswith("/v2/health/") or (path == "/metrics" and config.access.open_metrics):
+            return OPEN
+        return _ASKING if method == "POST" else _LOOKING
+
+    return guarded(app, config.access, needed, answering.refused)
+
 
 class _Api:
-    def __init__(
-        self, engine: Engine, config: ServerConfig, metrics: Metrics, release: str
-    ) -> None:
-        self._engine = engine
-        self._config = config
-        self._metrics = metrics
+    def __init__(self, answering: Answering, release: str) -> None:
+        self._answering = answering
+        self._engine = answering.engine
+        self._config = answering.config
+        self._metrics = answering.metrics
         self._release = release
 
     async def index(self, request: Request) -> Response:
@@ -124,7 +126,7 @@ class _Api:
         return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def server(self, request: Request) -> Response:
-        return _json(dump({"name": "driftd", "version": self._release, "extensions": []}))
+        return _json(dump({"name": "driftd", "version": self._release, "extensions": _EXTENSIONS}))
 
     async def live(self, request: Request) -> Response:
         return _json(dump({"live": True}))
@@ -137,14 +139,7 @@ class _Api:
             loaded = self._pick(request)
         except DeployError as error:
             return _error(error)
-        described = Described(
-            self._config.name,
-            self._engine.lineup.versions,
-            loaded.preprocessor.tensors(),
-            loaded.session.labels,
-            loaded.session.head.weight.shape[0],
-        )
-        return _json(write_metadata(described))
+        return _json(write_metadata(self._answering.described(loaded)))
 
     async def model_ready(self, request: Request) -> Response:
         try:
@@ -159,77 +154,84 @@ class _Api:
     async def predict(self, request: Request) -> Response:
         return await self._reply(_Call(request, "plain"), self._predict)
 
-    async def _infer(self, call: _Call) -> bytes:
+    async def _infer(self, call: _Call) -> Response:
         loaded = self._pick(call.request)
         call.version = loaded.version
-        if "inference-header-content-length" in call.request.headers:
-            raise InputError("binary tensors are not supported: send all data as JSON")
+        json_bytes = _json_bytes(call.request)
         body = await self._body(call.request)
-        request = await _aside(len(body), lambda: read_infer(body))
-        self._count(len(next(iter(request.tensors.values()))))
-        items = await _aside(len(body), lambda: loaded.preprocessor.read(request.tensors))
-        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
-        return write_infer(
+        request = await aside(len(body), lambda: read_infer(body, json_bytes))
+        if "version" not in call.request.path_params:
+            loaded = self._route(call, request.id)
+        prediction = await self._answering.answer(
+            loaded,
+            lambda preprocessor: preprocessor.read(request.tensors),
+            items=request.items,
+            size=len(body),
+            left=lambda: _left(call.request),
+        )
+        answer = write_infer(
             request, self._config.name, loaded.version, loaded.session.labels, prediction
         )
+        if answer.json_bytes is None:
+            return _json(answer.body)
+        return Response(
+            answer.body,
+            media_type="application/octet-stream",
+            headers={_JSON_BYTES: str(answer.json_bytes)},
+        )
 
-    async def _predict(self, call: _Call) -> bytes:
+    async def _predict(self, call: _Call) -> Response:
         loaded = self._engine.pick()
         call.version = loaded.version
         body = await self._body(call.request)
-        request = await _aside(len(body), lambda: read_plain(body))
-        self._count(len(request.values))
+        request = await aside(len(body), lambda: read_plain(body))
+        loaded = self._route(call, None)
 
-        def encode() -> Encoded:
-            return loaded.preprocessor.encode(loaded.preprocessor.rows(request.values))
+        def encode(preprocessor: Preprocessor) -> Encoded:
+            return preprocessor.encode(preprocessor.rows(request.values))
 
-        items = await _aside(len(body), encode)
-        prediction = await self._engine.predict(loaded, items, lambda: _left(call.request))
-        return write_plain(request, loaded.version, loaded.session.labels, prediction)
-
-    async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[bytes]]) -> Response:
-        begin = time.perf_counter()
-        try:
-            response = _json(await work(call))
-        except DeployError as error:
-            response = _error(error)
-            self._failed(call, error.reason)
-        except Exception:
-            log.exception("a request failed in an unforeseen way")
-            response = _message(500, "internal error")
-            self._failed(call, "internal")
-        seconds = time.perf_counter() - begin
-        code = str(response.status_code)
-        metrics = self._metrics
-        metrics.counter("driftd_server_requests_total", call.version, call.protocol, code).inc()
-        metrics.histogram("driftd_server_request_seconds", call.version, call.protocol).observe(
-            seconds
+        prediction = await self._answering.answer(
+            loaded,
+            encode,
+            items=len(request.values),
+            size=len(body),
+            left=lambda: _left(call.request),
         )
+        return _json(write_plain(request, loaded.version, loaded.session.labels, prediction))
+
+    async def _reply(self, call: _Call, work: Callable[[_Call], Awaitable[Response]]) -> Response:
+        begin = time.perf_counter()
+        failed: Exception | None = None
+        try:
+            response = await work(call)
+        except DeployError as error:
+            response, failed = _error(error), error
+        except Exception as error:
+            response, failed = _message(500, "internal error"), error
+        self._answering.done(call.protocol, call.version, begin, failed)
         if self._engine.closing:
             # Let clients find another server before this connection's end surprises them.
             response.headers["connection"] = "close"
         return response
 
-    def _failed(self, call: _Call, reason: str) -> None:
-        self._metrics.counter("driftd_server_errors_total", call.version, reason).inc()
-
     def _pick(self, request: Request) -> Loaded:
-        name = request.path_params["name"]
-        if name != self._config.name:
-            raise UnknownModelError(f"no model {name!r} here: it is called {self._config.name!r}")
-        return self._engine.pick(request.path_params.get("version"))
+        path = request.path_params
+        return self._answering.pick(path["name"], path.get("version"))
+
+    def _route(self, call: _Call, identity: str | None) -> Loaded:
+        """Who answers a request that names no version; identity: the request's own id."""
+        headers = call.request.headers
+        key = headers.get(KEY_HEADER) or identity or headers.get(ID_HEADER) or ""
+        loaded = self._engine.route(key)
+        call.version = loaded.version
+        return loaded
 
     def _readiness(self, ready: bool) -> Response:
         return _json(dump({"ready": ready}), 200 if ready else 503)
 
-    def _count(self, items: int) -> None:
-        limit = self._config.max_items
-        if items > limit:
-            raise TooLargeError(f"{items} items in one request; the limit is {limit}")
-
     async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise InputError("compressed bodies are not supported: send plain JSON")
+            raise InputError("compressed bodies are not supported: send them as they are")
         limit = self._config.max_body_bytes
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated) > limit:
@@ -255,17 +257,19 @@ class _Api:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _aside(size: int, work: Callable[[], T]) -> T:
-    """Do short work here, long work on a thread."""
-    if size > _LONG_BODY_BYTES:
-        return await asyncio.to_thread(work)
-    return work()
-
-
 async def _left(request: Request) -> None:
     """Return when the client has closed the connection; its body has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _json_bytes(request: Request) -> int | None:
+    stated = request.headers.get(_JSON_BYTES)
+    if stated is None:
+        return None
+    if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
+        raise InputError(f"{_JSON_BYTES} must be a whole number, not {stated[:30]!r}")
+    return int(stated)
 
 
 def _json(body: bytes, status: int = 200) -> Response:
@@ -278,7 +282,7 @@ def _message(status: int, message: str) -> Response:
 
 
 def _error(error: DeployError) -> Response:
-    response = _message(_STATUS.get(error.reason, 500), str(error))
+    response = _message(STATUS.get(error.reason, 500), str(error))
     if isinstance(error, QueueFullError):
         response.headers["retry-after"] = str(error.retry_after)
     elif error.reason == "not_ready":

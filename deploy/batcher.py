@@ -3,6 +3,7 @@
 A worker takes the oldest item, and with it those of the same model and of similar length, the
 moment it is free; there is no timer to wait for company. The queue is bounded; work that waited
 too long or whose client has left is dropped unstarted; an item that breaks its batch fails alone.
+Beside it is a second one for work that nobody waits for, served when the first is empty.
 The shape is that of text-embeddings-inference's queue.
 """
 
@@ -33,6 +34,9 @@ from deploy.session import Prediction
 
 log = logging.getLogger("driftd.server")
 
+# Spare work runs in batches of this many items: whoever asks meanwhile waits no longer than that.
+_SPARE_ITEMS = 8
+
 
 class Runner(Protocol):
     """What runs a batch; items of one runner share batches."""
@@ -46,6 +50,7 @@ class Job:
     """The items of one request: encoded for ``runner``, wanted before ``deadline`` (monotonic).
 
     ``cancelled`` may be set at any time, from any thread: what has not begun is then dropped.
+    ``begun``: when a worker took the first of its items, 0 before.
     """
 
     runner: Runner
@@ -53,6 +58,7 @@ class Job:
     deadline: float
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
+    begun: float = 0.0
 
 
 class Outcome(NamedTuple):
@@ -89,6 +95,7 @@ class Batcher:
         workers: int,
         batch: BatchConfig,
         queue_limit: int,
+        spare_limit: int = 0,
         deliver: Callable[[list[Outcome]], None],
         observe: Callable[[Ran], None] = lambda ran: None,
     ) -> None:
@@ -97,6 +104,9 @@ class Batcher:
         self._deliver = deliver
         self._observe = observe
         self._queue = _Queue(batch)
+        few = min(batch.max_items, _SPARE_ITEMS)
+        self._spare = _Queue(batch.model_copy(update={"max_items": few}))
+        self._spare_limit = spare_limit
         self._wake = threading.Condition()
         self._stopping = False
         # Seconds of work an item costs, smoothed: tells a refused client when to come back.
@@ -124,7 +134,7 @@ class Batcher:
             if thread.is_alive():
                 thread.join(max(0.0, end - time.monotonic()))
         with self._wake:
-            left = self._queue.drain()
+            left = self._queue.drain() + self._spare.drain()
         if left:
             error = NotReadyError("the server stopped before this request's turn came")
             self._deliver([Outcome(entry.job, [entry.row], error=error) for entry in left])
@@ -136,7 +146,7 @@ class Batcher:
 
     @property
     def depth(self) -> int:
-        """Items waiting."""
+        """Items waiting that somebody waits for."""
         return len(self._queue)
 
     def submit(self, job: Job) -> None:
@@ -156,6 +166,15 @@ class Batcher:
             self._queue.add(job)
             self._wake.notify(len(job.items))
 
+    def submit_spare(self, job: Job) -> bool:
+        """Queue a job that nobody waits for; False, and nothing queued, where there is no room."""
+        with self._wake:
+            if self._stopping or len(self._spare) + len(job.items) > self._spare_limit:
+                return False
+            self._spare.add(job)
+            self._wake.notify(len(job.items))
+        return True
+
     def _retry_after(self) -> int:
         seconds = len(self._queue) * self._item_seconds / len(self._threads)
         return max(1, round(seconds))
@@ -166,8 +185,11 @@ class Batcher:
                 while not len(self._queue):
                     if self._stopping:
                         return
+                    if len(self._spare):
+                        break
                     self._wake.wait()
-                taken, dropped = self._queue.take()
+                queue = self._queue if len(self._queue) else self._spare
+                taken, dropped = queue.take()
             if dropped:
                 self._deliver(dropped)
             if taken:
@@ -177,6 +199,8 @@ class Batcher:
         runner = entries[0].job.runner
         shares = _by_job(entries)
         begin = time.monotonic()
+        for job in shares:
+            job.begun = job.begun or begin
         try:
             prediction = runner.run(_join(shares))
             if not np.isfinite(prediction.probabilities).all():

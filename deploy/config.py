@@ -7,6 +7,7 @@ The daemon's configuration file embeds both; nothing else in this room holds a d
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,6 +38,51 @@ class BatchConfig(BaseModel):
     )
 
 
+class AccessConfig(BaseModel):
+    """Who may use a port: bearer tokens by scope."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: Path | None = Field(
+        default=None,
+        description="File of bearer tokens, a line each: NAME SCOPE[,SCOPE] TOKEN. Read again "
+        "when it changes. Empty: everyone who reaches the port may use it.",
+    )
+    open_metrics: bool = Field(
+        default=True,
+        description="Metrics need no token: scrapers seldom have one, and metrics hold no inputs. "
+        "If false, they need a token with the scope `read`.",
+    )
+
+
+class TlsConfig(BaseModel):
+    """Encryption of a port."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    certificate: Path | None = Field(
+        default=None,
+        description="File with the certificate and its chain, PEM. Renewed files are taken up "
+        "without a restart. Empty: no TLS, as where a proxy or mesh speaks it.",
+    )
+    key: Path | None = Field(
+        default=None, description="File with the certificate's private key, PEM, no passphrase."
+    )
+    client_ca: Path | None = Field(
+        default=None,
+        description="File with the authorities whose clients may connect, PEM. With it every "
+        "client needs a certificate, health checks too. Empty: clients need none.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs a certificate and a key for the server too")
+        return self
+
+
 class ServerConfig(BaseModel):
     """How the inference server listens, batches, limits and swaps."""
 
@@ -60,6 +106,10 @@ class ServerConfig(BaseModel):
         description="The model's name in URLs and metrics. A registry holds one model, so one "
         "fixed name is enough until several servers share a dashboard.",
     )
+    access: AccessConfig = Field(
+        default_factory=AccessConfig, description="Who may ask. Empty: everyone."
+    )
+    tls: TlsConfig = Field(default_factory=TlsConfig, description="Encryption. Empty: none.")
     workers: int = Field(
         default_factory=usable_cpus,
         ge=1,
@@ -99,6 +149,18 @@ class ServerConfig(BaseModel):
         gt=0,
         description="Time between two looks at the registry's generation: one stat of a file, or "
         "one request where the registry is on S3. Bounds how long a rollback takes to be noticed.",
+    )
+    shadow_limit: int = Field(
+        default=256,
+        ge=0,
+        description="Most copied items that wait for a challenger in shadow; beyond that copies "
+        "are dropped. Copies are worked on while no request waits, so this only bounds memory.",
+    )
+    report_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="Time between two reports of what was counted while a challenger sees "
+        "traffic: a small file in the registry, from which the daemon judges a canary's step.",
     )
     retry_seconds: float = Field(
         default=2.0,

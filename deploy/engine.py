@@ -2,7 +2,8 @@
 
 The versions are one immutable `Lineup`, replaced in a single assignment: a request that has
 picked its version keeps it to the end, so a swap fails nobody. HTTP is one caller of `predict`;
-another protocol would be another.
+another protocol would be another. While a challenger sees traffic, `route` says who answers, and
+`predict` counts what became of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from deploy.batcher import Batcher, Job, Outcome, Ran
 from deploy.config import ServerConfig
 from deploy.errors import (
     ClientGoneError,
+    DeadlineError,
     DeployError,
     LoadError,
     NotReadyError,
@@ -28,6 +31,8 @@ from deploy.errors import (
 )
 from deploy.metrics import NO_VERSION, Metrics
 from deploy.preprocess import Encoded, Preprocessor
+from deploy.routing import Outcome as Became
+from deploy.routing import Trial
 from deploy.session import Prediction, Session
 
 log = logging.getLogger("driftd.server")
@@ -55,16 +60,33 @@ class Loaded:
         return self.session.run(encoded)
 
 
+class Asked(NamedTuple):
+    """What a request was about, beyond its items as one version encodes them.
+
+    read: encodes its items for another version. Raises `InputError`.
+    """
+
+    read: Callable[[Preprocessor], Encoded]
+
+
 class Lineup(NamedTuple):
-    """The versions in memory."""
+    """The versions in memory; ``trial``: the challenger that sees traffic, if one does."""
 
     champion: Loaded | None = None
     previous: Loaded | None = None
+    trial: Trial | None = None
+
+    @property
+    def roles(self) -> dict[str, Loaded]:
+        """Those that are loaded, by what they are, the champion first."""
+        challenger = self.trial.loaded if self.trial else None
+        held = {"champion": self.champion, "previous": self.previous, "challenger": challenger}
+        return {role: loaded for role, loaded in held.items() if loaded is not None}
 
     @property
     def versions(self) -> tuple[str, ...]:
         """Their names, the champion first."""
-        return tuple(loaded.version for loaded in self if loaded is not None)
+        return tuple(dict.fromkeys(loaded.version for loaded in self.roles.values()))
 
 
 @dataclass(eq=False, slots=True)
@@ -89,6 +111,7 @@ class Engine:
             workers=config.workers,
             batch=config.batch,
             queue_limit=config.queue_limit,
+            spare_limit=config.shadow_limit,
             deliver=self._deliver,
             observe=self._observe,
         )
@@ -116,8 +139,11 @@ class Engine:
     def lineup(self, lineup: Lineup) -> None:
         self._lineup = lineup
         if lineup.champion is not None:
-            sizes = {each.version: each.session.size_bytes for each in lineup if each is not None}
-            self.metrics.serving(lineup.champion.version, sizes)
+            roles = lineup.roles
+            sizes = {each.version: each.session.size_bytes for each in roles.values()}
+            self.metrics.serving({role: each.version for role, each in roles.items()}, sizes)
+            split = lineup.trial.split if lineup.trial and lineup.trial.loaded else None
+            self.metrics.gauge("driftd_server_canary_share").set(split.share / 100 if split else 0)
 
     @property
     def ready(self) -> bool:
@@ -144,16 +170,36 @@ class Engine:
             if lineup.champion is None:
                 raise NotReadyError("no version has been promoted and loaded yet; try again later")
             return lineup.champion
-        for loaded in lineup:
-            if loaded is not None and loaded.version == version:
+        for loaded in lineup.roles.values():
+            if loaded.version == version:
                 return loaded
         held = ", ".join(lineup.versions) or "none"
         raise UnknownVersionError(f"version {version!r} is not loaded here (loaded: {held})")
 
-    async def predict(self, loaded: Loaded, items: Encoded, left: Left | None = None) -> Prediction:
+    def route(self, key: str) -> Loaded:
+        """Who answers a request that names no version: the same for the same key, while it may.
+
+        key: what shall stay with one version, such as a user; empty where nothing shall.
+        Raises `NotReadyError`.
+        """
+        champion = self.pick()
+        trial = self._lineup.trial
+        return champion if trial is None else trial.chosen(key) or champion
+
+    async def predict(
+        self,
+        loaded: Loaded,
+        items: Encoded,
+        left: Left | None = None,
+        *,
+        within: float | None = None,
+        asked: Asked | None = None,
+    ) -> Prediction:
         """Predict a request's items, in their order.
 
         left: returns when the client has left; the work is then dropped.
+        within: seconds after which the answer is of no use to the client, if it said so.
+        asked: needed for a challenger that encodes its inputs in another way.
         Raises `QueueFullError`, `DeadlineError`, `ClientGoneError`, `InferenceError`,
         `NotReadyError` or `TooLargeError`.
         """
@@ -162,18 +208,38 @@ class Engine:
                 f"{len(items)} items in one request; the limit is {self.config.max_items}"
             )
         loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + self.config.deadline_seconds
+        seconds = self.config.deadline_seconds
+        deadline = time.monotonic() + (seconds if within is None else min(within, seconds))
         ticket = _Ticket(loaded, items, deadline, future=loop.create_future())
         self._batcher.submit(ticket)
+        trial = self._lineup.trial
+        if trial is not None and trial.split.mode == "shadow":
+            self._shadow(trial, ticket, asked)
         watch = loop.call_later(_PATIENCE_SECONDS, self._watch, ticket, left) if left else None
+        failed: DeployError | None = None
         try:
             return await ticket.future
+        except DeployError as error:
+            failed = error
+            raise
         finally:
             ticket.cancelled = True
+            if trial is not None:
+                seconds = time.monotonic() - ticket.arrived
+                self._count(trial, loaded, trial.split.outcome(failed, seconds))
             if watch is not None:
                 watch.cancel()
             if ticket.left is not None:
                 ticket.left.cancel()
+
+    def crashed(self, version: str) -> None:
+        """A request that this version should have answered failed, by no fault of its client's."""
+        trial = self._lineup.trial
+        if trial is not None:
+            for loaded in self._lineup.roles.values():
+                if loaded.version == version:
+                    self._count(trial, loaded, "error")
+                    return
 
     def probe(self, loaded: Loaded, timeout: float) -> None:
         """Ask ``loaded`` as a request would, through queue and workers, from another thread.
@@ -191,6 +257,82 @@ class Engine:
             answer.cancel()
             message = f"version {loaded.version} gave no answer: {error or 'timed out'}"
             raise LoadError("no_answer", message) from error
+
+    def _count(self, trial: Trial, loaded: Loaded, outcome: Became | None) -> None:
+        challenger = loaded is trial.loaded
+        if outcome is None or not (challenger or loaded is self._lineup.champion):
+            return
+        trial.count(challenger, outcome)
+        self._routed(loaded.version, "challenger" if challenger else "champion", outcome)
+
+    def _routed(self, version: str, role: str, outcome: str) -> None:
+        name = "driftd_server_routed_requests_total"
+        self.metrics.counter(name, version, role, outcome).inc()
+
+    def _shadow(self, trial: Trial, ticket: _Ticket, asked: Asked | None) -> None:
+        """Give the challenger a copy, which nobody waits for and which is the first to be dropped.
+
+        Only of what the champion answers.
+        """
+        challenger, champion = trial.loaded, self._lineup.champion
+        if challenger is None or champion is None or ticket.runner is not champion:
+            return
+        items = ticket.items
+        if challenger.preprocessor is not champion.preprocessor:
+            try:
+                items = asked.read(challenger.preprocessor) if asked else items
+            except Exception as error:
+                log.info("version %s cannot read an input: %s", challenger.version, error)
+                self._count(trial, challenger, "error")
+                return
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        copy = _Ticket(challenger, items, ticket.deadline, future=future)
+        future.add_done_callback(
+            partial(self._copied, trial, copy, champion.session.labels, ticket.future)
+        )
+        if not self._batcher.submit_spare(copy):
+            future.set_exception(DeadlineError("dropped under load"))
+
+    def _copied(
+        self,
+        trial: Trial,
+        copy: _Ticket,
+        labels: Sequence[str],
+        original: asyncio.Future[Prediction],
+        future: asyncio.Future[Prediction],
+    ) -> None:
+        """A copy's end: count it, and compare it with the answer that was given."""
+        challenger = trial.loaded
+        if challenger is None or future.cancelled():
+            return
+        error = future.exception()
+        if isinstance(error, DeadlineError | NotReadyError):
+            self._routed(challenger.version, "shadow", "dropped")
+            return
+        # Of its own work only: a copy waits for everybody else.
+        seconds = time.monotonic() - copy.begun
+        outcome = trial.split.outcome(error if isinstance(error, DeployError) else None, seconds)
+        if outcome is not None:
+            trial.count(True, outcome)
+            self._routed(challenger.version, "shadow", outcome)
+        if error is None:
+            ours = _named(challenger.session.labels, future)
+            # Where the answer is given already, the event loop calls back at once.
+            original.add_done_callback(
+                lambda done: self._compare(challenger.version, _named(labels, done), ours)
+            )
+
+    def _compare(
+        self, version: str, theirs: Sequence[str] | None, ours: Sequence[str] | None
+    ) -> None:
+        if theirs is None or ours is None:
+            return  # the champion gave no answer
+        same = sum(a == b for a, b in zip(theirs, ours, strict=True))
+        for outcome, items in (("same", same), ("differs", len(ours) - same)):
+            if items:
+                self.metrics.counter("driftd_server_shadow_items_total", version, outcome).inc(
+                    items
+                )
 
     def _watch(self, ticket: _Ticket, left: Left) -> None:
         # Of the ticket only the future: a cancelled task lives on until the garbage collector
@@ -219,6 +361,9 @@ class Engine:
         metrics = self.metrics
         metrics.histogram("driftd_server_inference_seconds", version).observe(ran.seconds)
         metrics.histogram("driftd_server_batch_items", version).observe(ran.items)
+        trial = self._lineup.trial
+        if trial is not None and trial.split.mode == "shadow" and ran.runner is trial.loaded:
+            return  # nobody waited for these
         queue = metrics.histogram("driftd_server_queue_seconds", version)
         for seconds in ran.waited:
             queue.observe(seconds)
@@ -228,6 +373,13 @@ async def _until_left(future: asyncio.Future[Prediction], left: Left) -> None:
     await left()
     if not future.done():
         future.set_exception(ClientGoneError("the client left"))
+
+
+def _named(labels: Sequence[str], future: asyncio.Future[Prediction]) -> list[str] | None:
+    """The labels that a prediction chose; None where there is none."""
+    if future.cancelled() or future.exception() is not None:
+        return None
+    return [labels[i] for i in future.result().probabilities.argmax(axis=1).tolist()]
 
 
 def _assemble(parts: Sequence[tuple[list[int], Prediction]]) -> Prediction:

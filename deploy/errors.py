@@ -37,6 +37,24 @@ class SlowBodyError(DeployError):
     reason = "slow_body"
 
 
+class AccessError(DeployError):
+    """The tokens, or the files for TLS, cannot be used."""
+
+    reason = "access"
+
+
+class UnauthorizedError(DeployError):
+    """No token, or one that is not known."""
+
+    reason = "unauthorized"
+
+
+class ForbiddenError(DeployError):
+    """The token lacks the scope that is needed."""
+
+    reason = "forbidden"
+
+
 class UnknownModelError(DeployError):
     """No model of that name is served here."""
 

@@ -83,7 +83,40 @@ METRICS = (
     ),
     Metric("driftd_server_ready", "gauge", ("model",), "1 if the server answers requests."),
     Metric("driftd_server_champion_info", "gauge", _INFERENCE, "1 for the version that serves."),
+    Metric(
+        "driftd_server_version_info",
+        "gauge",
+        (*_INFERENCE, "role"),
+        "1 for each loaded version: champion, previous, challenger.",
+    ),
     Metric("driftd_server_model_bytes", "gauge", _INFERENCE, "Size of a loaded version's graph."),
+    Metric(
+        "driftd_server_canary_share",
+        "gauge",
+        ("model",),
+        "Share of the requests that a loaded challenger answers, 0 to 1.",
+    ),
+    Metric(
+        "driftd_server_routed_requests_total",
+        "counter",
+        (*_INFERENCE, "role", "outcome"),
+        "Requests while a challenger sees traffic, by who answered (champion, challenger; shadow: "
+        "a copy that nobody waited for): ok, slow, error, or dropped under load.",
+    ),
+    Metric(
+        "driftd_server_shadow_items_total",
+        "counter",
+        (*_INFERENCE, "outcome"),
+        "Items of copied requests that the challenger labels as the champion does: same or "
+        "differs.",
+    ),
+    Metric(
+        "driftd_server_traffic_reports_total",
+        "counter",
+        ("model", "outcome"),
+        "Reports to the registry of what was counted while a challenger sees traffic: done or "
+        "failed.",
+    ),
     Metric(
         "driftd_server_swaps_total",
         "counter",
@@ -144,13 +177,13 @@ class Metrics:
         """The histogram of that name for these label values, the model's name left out."""
         return self._child(Histogram, name, labels)
 
-    def serving(self, champion: str, loaded: dict[str, int]) -> None:
-        """Tell who serves, and the sizes in bytes of all loaded versions by their name."""
-        info = self._families["driftd_server_champion_info"]
-        size = self._families["driftd_server_model_bytes"]
-        info.clear()
-        size.clear()
-        self.gauge("driftd_server_champion_info", champion).set(1)
+    def serving(self, roles: dict[str, str], loaded: dict[str, int]) -> None:
+        """Tell who serves: loaded versions by role, and their sizes in bytes by their name."""
+        for name in ("champion_info", "version_info", "model_bytes"):
+            self._families[f"driftd_server_{name}"].clear()
+        self.gauge("driftd_server_champion_info", roles["champion"]).set(1)
+        for role, version in roles.items():
+            self.gauge("driftd_server_version_info", version, role).set(1)
         for version, size_bytes in loaded.items():
             self.gauge("driftd_server_model_bytes", version).set(size_bytes)
         with self._lock:

@@ -1,20 +1,21 @@
 """The Open Inference Protocol (V2) and the plain form for people, as pure functions.
 
-JSON in, named arrays out, and back; no HTTP and no model here. Everything wrong with a request is
-an `InputError` that says where.
+JSON in, with binary tensors behind it or not, named arrays out, and back; no HTTP and no model
+here. Everything wrong with a request is an `InputError` that says where.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from deploy.binary import pack, pack_texts, unpack
 from deploy.errors import InputError
 from deploy.preprocess import Tensors, TensorSpec
 from deploy.session import Prediction
@@ -34,11 +35,27 @@ _SHOWN = 5
 
 
 class InferRequest(NamedTuple):
-    """A V2 request. Every tensor's first axis is the item; ``outputs`` are those wanted."""
+    """A V2 request. Every tensor's first axis is the item.
+
+    outputs: those wanted; binary: those of them that are wanted as bytes.
+    """
 
     id: str | None
     tensors: Tensors
     outputs: tuple[str, ...]
+    binary: frozenset[str] = frozenset()
+
+    @property
+    def items(self) -> int:
+        """How many items it holds."""
+        return len(next(iter(self.tensors.values())))
+
+
+class InferResponse(NamedTuple):
+    """The body of a V2 response. json_bytes: how many of its bytes are JSON, if not all."""
+
+    body: bytes
+    json_bytes: int | None = None
 
 
 class PlainRequest(NamedTuple):
@@ -58,19 +75,47 @@ class Described:
     labels: Sequence[str]
     dimension: int
 
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it can answer with."""
+        return (
+            TensorSpec(LABEL, "BYTES", (-1,)),
+            TensorSpec(PROBABILITIES, "FP32", (-1, len(self.labels))),
+            TensorSpec(EMBEDDING, "FP32", (-1, self.dimension)),
+        )
 
-def read_infer(body: bytes) -> InferRequest:
-    """Parse the body of an infer request. Raises `InputError`."""
-    request = _object(body)
+
+def read_infer(body: bytes, json_bytes: int | None = None) -> InferRequest:
+    """Parse the body of an infer request. Raises `InputError`.
+
+    json_bytes: how many of its first bytes are JSON, where binary tensors follow.
+    """
+    if json_bytes is None:
+        request, tail = _object(body), _Tail(b"")
+    elif 0 < json_bytes <= len(body):
+        request, tail = _object(body[:json_bytes]), _Tail(body[json_bytes:])
+    else:
+        raise InputError(
+            f"inference-header-content-length is {json_bytes}; it must be the length "
+            f"of the JSON at the beginning of the body, which has {len(body)} bytes"
+        )
     identity = request.get("id")
     if identity is not None and not isinstance(identity, str):
         raise InputError("'id' must be a string")
     listed = request.get("inputs")
     if not isinstance(listed, list) or not listed:
         raise InputError("'inputs' must be a list of at least one tensor")
+    tensors = gather(_tensor(value, position, tail) for position, value in enumerate(listed))
+    if tail.left:
+        raise InputError(f"{tail.left} bytes behind the JSON belong to no tensor")
+    outputs, binary = _wanted(request.get("outputs"), _says(request, "binary_data_output"))
+    return InferRequest(identity, tensors, outputs, binary)
+
+
+def gather(named: Iterable[tuple[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The tensors of a request by name, checked to hold the same items. Raises `InputError`."""
     tensors: dict[str, NDArray[Any]] = {}
-    for position, value in enumerate(listed):
-        name, tensor = _tensor(value, position)
+    for name, tensor in named:
         if name in tensors:
             raise InputError(f"tensor {name!r} is given twice")
         tensors[name] = tensor
@@ -79,29 +124,48 @@ def read_infer(body: bytes) -> InferRequest:
         raise InputError(f"tensors differ in their number of items: {sorted(counts)}")
     if counts == {0}:
         raise InputError("the tensors hold no item")
-    return InferRequest(identity, tensors, _wanted(request.get("outputs")))
+    return tensors
 
 
 def write_infer(
     request: InferRequest, name: str, version: str, labels: Sequence[str], prediction: Prediction
-) -> bytes:
-    """The body of an infer response."""
+) -> InferResponse:
+    """The body of an infer response; outputs wanted as bytes follow its JSON, in their order."""
     outputs = []
-    for output in request.outputs:
-        if output == LABEL:
-            n = len(prediction)
-            chosen = [labels[i] for i in prediction.probabilities.argmax(axis=1).tolist()]
-            outputs.append(_output(output, "BYTES", (n,), chosen))
+    tail: list[bytes] = []
+    for output_name, (datatype, shape, data) in select(request.outputs, labels, prediction).items():
+        output: dict[str, object] = {
+            "name": output_name,
+            "datatype": datatype,
+            "shape": list(shape),
+        }
+        if output_name in request.binary:
+            tail.append(pack_texts(data) if isinstance(data, list) else pack(data))
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            array = prediction.probabilities if output == PROBABILITIES else prediction.embeddings
-            outputs.append(
-                _output(output, "FP32", array.shape, np.ascontiguousarray(array).ravel())
-            )
+            output["data"] = data if isinstance(data, list) else np.ascontiguousarray(data).ravel()
+        outputs.append(output)
     response: dict[str, object] = {"model_name": name, "model_version": version}
     if request.id is not None:
         response["id"] = request.id
     response["outputs"] = outputs
-    return dump(response)
+    head = dump(response)
+    return InferResponse(b"".join((head, *tail)), len(head)) if tail else InferResponse(head)
+
+
+def select(
+    names: Sequence[str], labels: Sequence[str], prediction: Prediction
+) -> dict[str, tuple[str, tuple[int, ...], list[str] | NDArray[np.float32]]]:
+    """Of a prediction the outputs of these names: datatype, shape and values of each."""
+    chosen: dict[str, tuple[str, tuple[int, ...], list[str] | NDArray[np.float32]]] = {}
+    for name in names:
+        if name == LABEL:
+            best = prediction.probabilities.argmax(axis=1).tolist()
+            chosen[name] = "BYTES", (len(prediction),), [labels[i] for i in best]
+        else:
+            array = prediction.probabilities if name == PROBABILITIES else prediction.embeddings
+            chosen[name] = "FP32", array.shape, array
+    return chosen
 
 
 def read_plain(body: bytes) -> PlainRequest:
@@ -135,19 +199,13 @@ def write_plain(
 
 def write_metadata(model: Described) -> bytes:
     """The body of a model's metadata."""
-    classes = len(model.labels)
-    outputs = (
-        TensorSpec(LABEL, "BYTES", (-1,)),
-        TensorSpec(PROBABILITIES, "FP32", (-1, classes)),
-        TensorSpec(EMBEDDING, "FP32", (-1, model.dimension)),
-    )
     return dump(
         {
             "name": model.name,
             "versions": list(model.versions),
             "platform": PLATFORM,
             "inputs": [spec._asdict() for spec in model.inputs],
-            "outputs": [spec._asdict() for spec in outputs],
+            "outputs": [spec._asdict() for spec in model.outputs],
             "parameters": {"labels": list(model.labels)},
         }
     )
@@ -169,33 +227,85 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _tensor(value: object, position: int) -> tuple[str, NDArray[Any]]:
+class _Tail:
+    """What follows the JSON of a body, taken tensor by tensor."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    def take(self, name: str, size: object) -> bytes:
+        if not _is_size(size):
+            raise InputError(f"tensor {name!r}: binary_data_size must be a whole number")
+        if size > self.left:
+            raise InputError(
+                f"tensor {name!r}: binary_data_size is {size}, but {self.left} bytes are left "
+                "behind the JSON; its length goes into the header inference-header-content-length"
+            )
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+
+def _tensor(value: object, position: int, tail: _Tail) -> tuple[str, NDArray[Any]]:
     if not isinstance(value, dict):
         raise InputError(f"inputs[{position}] must be an object")
-    name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
+    name, datatype, shape = check_tensor(
+        position, value.get("name"), value.get("datatype"), value.get("shape")
+    )
+    size = _parameters(value).get("binary_data_size")
+    if size is not None:
+        if "data" in value:
+            raise InputError(f"tensor {name!r} has data and binary_data_size: give one of them")
+        return name, unpack(name, datatype, shape, tail.take(name, size))
+    if "data" not in value:
+        raise InputError(f"tensor {name!r} has no data")
+    return name, shaped(name, datatype, shape, value["data"])
+
+
+def check_tensor(
+    position: int, name: object, datatype: object, shape: object
+) -> tuple[str, str, list[int]]:
+    """Name, datatype and shape of the tensor at ``position`` of the inputs. Raises `InputError`."""
     if not isinstance(name, str) or not name:
         raise InputError(f"inputs[{position}] has no name")
-    if datatype not in _DATATYPES:
+    if not isinstance(datatype, str) or datatype not in _DATATYPES:
         raise InputError(f"tensor {name!r}: datatype must be one of {', '.join(_DATATYPES)}")
     if not isinstance(shape, list) or not shape or not all(_is_size(size) for size in shape):
         raise InputError(f"tensor {name!r}: shape must be a list of whole numbers")
-    if "data" not in value:
-        parameters = value.get("parameters")
-        binary = isinstance(parameters, dict) and "binary_data_size" in parameters
-        hint = "; binary tensors are not supported, send JSON" if binary else ""
-        raise InputError(f"tensor {name!r} has no data{hint}")
-    array = _array(name, datatype, value["data"])
+    return name, datatype, shape
+
+
+def shaped(name: str, datatype: str, shape: list[int], data: object) -> NDArray[Any]:
+    """Row-major values, flat or nested, as a tensor of that shape. Raises `InputError`."""
+    array = _array(name, datatype, data)
     if array.size != math.prod(shape) or (array.ndim > 1 and list(array.shape) != shape):
         raise InputError(f"tensor {name!r}: data of shape {list(array.shape)} for shape {shape}")
-    return name, array.reshape(shape)
+    return array.reshape(shape)
 
 
-def _is_size(value: object) -> bool:
+def _parameters(value: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = value.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InputError("'parameters' must be an object")
+    return parameters
+
+
+def _says(value: Mapping[str, Any], parameter: str, otherwise: bool = False) -> bool:
+    said = _parameters(value).get(parameter, otherwise)
+    if not isinstance(said, bool):
+        raise InputError(f"the parameter {parameter!r} must be true or false")
+    return said
+
+
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
-    """Row-major data, flat or nested, as an array that holds what the datatype says."""
     if not isinstance(data, list):
         raise InputError(f"tensor {name!r}: data must be a list")
     if datatype == "BYTES":
@@ -225,20 +335,24 @@ def _array(name: str, datatype: str, data: object) -> NDArray[Any]:
     raise InputError(f"tensor {name!r}: data is not all {datatype}")
 
 
-def _wanted(listed: object) -> tuple[str, ...]:
+def _wanted(listed: object, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names of the outputs wanted, and which of them as bytes; ``binary``: unless they say."""
     if listed is None or listed == []:
-        return _DEFAULT_OUTPUTS
+        return _DEFAULT_OUTPUTS, frozenset(_DEFAULT_OUTPUTS if binary else ())
     if not isinstance(listed, list):
         raise InputError("'outputs' must be a list")
-    names = [value.get("name") if isinstance(value, dict) else None for value in listed]
-    for name in names:
-        if name not in _OUTPUTS:
-            raise InputError(f"unknown output {name!r}: there are {', '.join(_OUTPUTS)}")
-    return tuple(dict.fromkeys(str(name) for name in names))
+    names: dict[str, bool] = {}
+    for value in listed:
+        name = known_output(value.get("name") if isinstance(value, dict) else None)
+        names[name] = _says(value, "binary_data", binary)
+    return tuple(names), frozenset(name for name, wanted in names.items() if wanted)
 
 
-def _output(name: str, datatype: str, shape: Sequence[int], data: object) -> dict[str, object]:
-    return {"name": name, "datatype": datatype, "shape": list(shape), "data": data}
+def known_output(name: object) -> str:
+    """The name, if there is such an output. Raises `InputError`."""
+    if isinstance(name, str) and name in _OUTPUTS:
+        return name
+    raise InputError(f"unknown output {name!r}: there are {', '.join(_OUTPUTS)}")
 
 
 def _answer(probabilities: NDArray[np.float32], labels: Sequence[str]) -> dict[str, object]:

@@ -19,11 +19,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import uvicorn
 
+from deploy.access import exposures
+from deploy.answering import Answering
 from deploy.api import create_app
 from deploy.config import ServerConfig
 from deploy.engine import Engine
 from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
+from deploy.tls import Renewed
 from deploy.versions import Source, Versions
 from deploy.watcher import Watcher
 
@@ -41,7 +44,8 @@ def serve(config: ServerConfig, source: Source) -> None:
     """Serve a registry's champion until SIGTERM or SIGINT, then drain and return.
 
     source: a registry, or where it is or will be; the server starts and waits without one.
-    Raises `BindError` if the address cannot be bound.
+    Raises `BindError` if the address cannot be bound, `AccessError` if the tokens or the files for
+    TLS cannot be used.
     """
     InferenceServer(config, source).run()
 
@@ -59,29 +63,32 @@ class InferenceServer:
         self.metrics = metrics or Metrics(config.name)
         self.engine = Engine(config, self.metrics)
         self.watcher = Watcher(Versions(source), self.engine, config)
-        self._socket = bind(config.host, config.port, config.backlog)
-        app = create_app(self.engine, config, self.metrics, _release())
-        self._http = _Http(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=config.keepalive_seconds,
-                timeout_graceful_shutdown=int(config.drain_seconds) or 1,
-                backlog=config.backlog,
-            )
+        app = create_app(Answering(self.engine, config, self.metrics), _release())
+        http = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=config.keepalive_seconds,
+            timeout_graceful_shutdown=int(config.drain_seconds) or 1,
+            backlog=config.backlog,
         )
+        http.load()
+        if config.tls.certificate is not None:
+            http.ssl = Renewed(config.tls).context
+        self._http = _Http(http)
+        self._socket = bind(config.host, config.port, config.backlog)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def url(self) -> str:
         """Where it listens."""
         host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self.config.tls.certificate is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def run(self) -> None:
         """Serve until told to stop: by a signal (on the main thread), or by `stop`."""
@@ -104,6 +111,9 @@ class InferenceServer:
             self._loop.add_signal_handler(signal.SIGTERM, self._notice)
             self._loop.add_signal_handler(signal.SIGINT, self._end)
         log.info("listening on %s", self.url)
+        config = self.config
+        for sentence in exposures(config.host, config.access, config.tls, "server"):
+            log.warning(sentence)
         try:
             await self._http.serve(sockets=[self._socket])
         finally:

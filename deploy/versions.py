@@ -1,4 +1,4 @@
-"""The registry as the server sees it: a token that moves, two aliases, verified folders.
+"""The registry as the server sees it: a token that moves, aliases, routing, verified folders.
 
 The only module of this room that knows the registry. Whatever goes wrong there arrives as a
 `LoadError` whose ``cause`` is a word for the metrics; the server goes on with what it has.
@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import registry
 from deploy.errors import LoadError
+from deploy.routing import Counted, Split
 
 # An open registry, or the place where one is or will be.
 Source: TypeAlias = registry.Registry | registry.RegistryConfig | str | Path
@@ -44,7 +45,7 @@ class Versions:
         """
         with _explained():
             opened = self._open()
-            return None if opened is None else opened.generation()
+            return None if opened is None else (opened.generation(), opened.routing_stamp())
 
     def aliases(self) -> Aliases:
         """Who should serve. Raises `LoadError` if the registry cannot be read."""
@@ -54,6 +55,32 @@ class Versions:
                 return Aliases(None, None)
             state = opened.state()
             return Aliases(state.champion, state.previous)
+
+    def split(self) -> Split | None:
+        """Which traffic a challenger sees beside the present champion, if any.
+
+        Raises `LoadError` if that cannot be read.
+        """
+        with _explained():
+            opened = self._open()
+            routing = opened.routing() if opened else registry.Routing()
+        if routing.mode == "off" or routing.challenger is None:
+            return None
+        return Split(
+            routing.generation,
+            routing.mode,
+            routing.challenger,
+            routing.share,
+            routing.slow_seconds,
+        )
+
+    def report(self, server: str, counted: Counted) -> None:
+        """Tell what was counted. Raises `LoadError` if the registry cannot be written."""
+        sides = (registry.Counts(*side) for side in (counted.challenger, counted.champion))
+        with _explained():
+            opened = self._open()
+            if opened is not None:
+                opened.report(server, registry.Traffic(counted.generation, *sides))
 
     def fetch(self, version: str) -> Path:
         """The version's folder, every file's size and digest verified. Raises `LoadError`."""

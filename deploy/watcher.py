@@ -1,5 +1,8 @@
 """Follows the registry: loads what was promoted, warms it, switches, keeps the one before.
 
+Beside the champion it loads the challenger that shall see traffic, and reports what was counted of
+both; a challenger that cannot be loaded hurts nobody but itself.
+
 One background thread. A version is verified, opened and warmed before the switch, which is one
 assignment; the first one is also asked through the queue, before the server calls itself ready.
 A version that fails any of this never serves: the old one goes on, the failure is counted and
@@ -10,6 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,10 +26,14 @@ from deploy.engine import Engine, Lineup, Loaded
 from deploy.errors import LoadError
 from deploy.metrics import NO_VERSION
 from deploy.preprocess import Preprocessor, load_preprocessor
+from deploy.routing import Counted, Trial
 from deploy.session import Session
 from deploy.versions import Aliases, Versions
 
 log = logging.getLogger("driftd.server")
+
+# Load errors that say nothing about the version itself.
+_PASSING = ("registry", "not_found", "no_answer")
 
 
 class Watcher:
@@ -48,6 +58,12 @@ class Watcher:
         self._retry_at = 0.0
         self._complaint = ""
         self._preprocessors: dict[str, Preprocessor] = {}
+        # A name of this process alone: a restarted server adds to what it had reported before.
+        host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()).strip("-")
+        self._name = f"{host or 'server'}-{secrets.token_hex(4)}"
+        self._reported: Counted | None = None
+        self._report_at = 0.0
+        self._report_failed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="driftd-watcher", daemon=True)
 
@@ -56,14 +72,18 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following, once a load under way has ended."""
+        """Stop following, once a load under way has ended, and report what was counted."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(self._config.drain_seconds)
+        self.report()
 
     def step(self) -> bool:
         """Look once, and do what is needed. True if everything is as the registry wants it."""
         noticed = self._clock()
+        if noticed >= self._report_at:
+            self._report_at = noticed + self._config.report_seconds
+            self.report()
         try:
             token = self._versions.token()
             moved = token != self._seen
@@ -84,6 +104,23 @@ class Watcher:
             self._complaint = ""
         return done
 
+    def report(self) -> None:
+        """Tell the registry what was counted, if that is news."""
+        trial = self._engine.lineup.trial
+        counted = trial.counted() if trial else None
+        if counted is None or counted == self._reported:
+            return
+        outcome = "done"
+        try:
+            self._versions.report(self._name, counted)
+            self._reported = counted
+        except LoadError as error:
+            outcome = "failed"
+            if not self._report_failed:
+                log.error("cannot report what the challenger's traffic came to: %s", error)
+        self._report_failed = outcome == "failed"
+        self._engine.metrics.counter("driftd_server_traffic_reports_total", outcome).inc()
+
     def _run(self) -> None:
         log.info("waiting for a champion in %s", self._versions)
         while not self._stop.is_set():
@@ -99,16 +136,23 @@ class Watcher:
             return True  # nothing promoted yet, or no registry: keep what serves
         if not self._champion(aliases.champion, noticed):
             return False
-        return self._previous(aliases)
+        kept = self._previous(aliases)
+        return self._challenger() and kept
 
     def _champion(self, wanted: str, noticed: float) -> bool:
-        champion, previous = self._engine.lineup
+        champion, previous, trial = self._engine.lineup
         if champion is not None and champion.version == wanted:
             return True
         metrics = self._engine.metrics
+        challenger = trial.loaded if trial else None
         if previous is not None and previous.version == wanted:
             chosen = previous  # a rollback: still warm
+        elif challenger is not None and challenger.version == wanted:
+            chosen = challenger
         else:
+            # Void, as the champion has moved; and room is needed.
+            self._engine.lineup = Lineup(champion, previous)
+            del trial, challenger
             try:
                 chosen = self._load(wanted)
                 if champion is None:  # later ones share a queue that is known to answer
@@ -132,20 +176,55 @@ class Watcher:
         return True
 
     def _previous(self, aliases: Aliases) -> bool:
-        champion, previous = self._engine.lineup
+        champion, previous, trial = self._engine.lineup
         wanted = aliases.previous if self._config.keep_previous else None
         if wanted == (previous.version if previous else None):
             return True
         # Free first: at most two versions and the one being loaded are in memory.
-        self._engine.lineup = Lineup(champion, None)
+        self._engine.lineup = Lineup(champion, None, trial)
         if wanted is None:
             return True
         del previous
         try:
-            self._engine.lineup = Lineup(champion, self._load(wanted))
+            self._engine.lineup = Lineup(champion, self._load(wanted), trial)
         except LoadError as error:
             self._failed(wanted, error)
             return False
+        return True
+
+    def _challenger(self) -> bool:
+        """Give a challenger the traffic that the registry says, or none."""
+        lineup = self._engine.lineup
+        before = lineup.trial
+        try:
+            split = self._versions.split()
+        except LoadError as error:
+            self._engine.lineup = lineup._replace(trial=None)
+            self._failed(NO_VERSION, error)
+            return False
+        if split is None:
+            if before is not None:
+                self._engine.lineup = lineup._replace(trial=None)
+                log.info("no challenger sees traffic any more")
+            return True
+        if before is not None and before.loaded and before.split == split:
+            return True
+        loaded = next((v for v in lineup.roles.values() if v.version == split.challenger), None)
+        trial = Trial(split, loaded)
+        if before is not None and before.split.generation == split.generation:
+            trial.challenger, trial.champion = before.challenger, before.champion
+        if loaded is None:
+            self._engine.lineup = lineup._replace(trial=None)
+            lineup, before = self._engine.lineup, None  # free first
+            try:
+                trial.loaded = self._load(split.challenger)
+            except LoadError as error:
+                if error.cause not in _PASSING:  # from now on its requests count as failed
+                    self._engine.lineup = lineup._replace(trial=trial)
+                self._failed(split.challenger, error)
+                return False
+        self._engine.lineup = lineup._replace(trial=trial)
+        log.info("%s of %s: %g percent", split.mode, split.challenger, split.share)
         return True
 
     def _load(self, version: str) -> Loaded:

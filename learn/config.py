@@ -18,9 +18,43 @@ class FeatureConfig(_Section):
     """One column of a table."""
 
     name: str = Field(min_length=1, description="The feature's name in the model.")
-    kind: Literal["numeric", "boolean", "categorical"] = Field(
-        "numeric", description="What its values are."
+    kind: Literal["numeric", "boolean", "categorical", "hashed"] = Field(
+        "numeric",
+        description="What its values are; `hashed` are categories too many to list, such as "
+        "customers: each becomes one of 1,024 by its hash.",
     )
+
+    @property
+    def named(self) -> bool:
+        """Whether its values are names rather than numbers."""
+        return self.kind in ("categorical", "hashed")
+
+
+Scalar = bool | int | float | str | None
+RiverModelName = Literal[
+    "adaptive-random-forest",
+    "hoeffding-adaptive-tree",
+    "leveraging-bagging",
+    "streaming-random-patches",
+]
+
+
+class RivalConfig(_Section):
+    """A model that is asked beside the champion, for comparison. It never serves."""
+
+    kind: Literal["river"] = Field(
+        "river", description="Whose model it is: river's, which has no ONNX form."
+    )
+    model: RiverModelName = Field(description="Which of its models.")
+    parameters: dict[str, Scalar] = Field(
+        {}, description="Its parameters by river's names, such as `n_models: 30`."
+    )
+
+    @property
+    def name(self) -> str:
+        """What it is called in status and metrics."""
+        given = ",".join(f"{key}={value}" for key, value in self.parameters.items())
+        return f"{self.kind}:{self.model}" + (f"({given})" if given else "")
 
 
 class ModelConfig(_Section):
@@ -47,7 +81,15 @@ class ModelConfig(_Section):
         description="Known classes in the order of the output; empty: learned from the stream.",
     )
     features: tuple[FeatureConfig, ...] = Field(
-        (), description="Columns of a table, in order. Needed for `task: tabular`."
+        (),
+        description="Columns of a table, in order, such as `[{name: amount, kind: numeric}]`. "
+        "Empty: inferred from the first events, and kept from then on.",
+    )
+    infer_events: int = Field(
+        300,
+        ge=1,
+        description="Labelled events from which undeclared features are inferred; 300 show nearly "
+        "every column and most categories.",
     )
     table: Literal["ensemble", "network"] = Field(
         "ensemble",
@@ -81,10 +123,22 @@ class ModelConfig(_Section):
         description="Width of the network's embedding; 64 suits tens of features.",
     )
 
+    rivals: tuple[RivalConfig, ...] = Field(
+        (),
+        description="Models that learn beside the champion of a table, for comparison, such as "
+        "`[{model: adaptive-random-forest}]`. None: each costs about a millisecond an event.",
+    )
+
     @model_validator(mode="after")
-    def _table_has_features(self) -> ModelConfig:
-        if self.task == "tabular" and not self.features:
-            raise ValueError("task: tabular needs model.features, a list of names and kinds")
+    def _rivals_are_for_tables(self) -> ModelConfig:
+        if self.rivals and self.task != "tabular":
+            raise ValueError("model.rivals are for task: tabular")
+        if len({rival.name for rival in self.rivals}) != len(self.rivals):
+            raise ValueError("model.rivals names a rival twice")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> ModelConfig:
         names = [feature.name for feature in self.features]
         if len(set(names)) != len(names):
             raise ValueError("model.features names a feature twice")

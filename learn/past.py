@@ -95,7 +95,7 @@ class Past:
         added = self._config.context
         if not added:
             return inputs
-        dtype = [(f.name, "O" if f.kind == "categorical" else "<f8") for f in added]
+        dtype = [(f.name, "O" if f.named else "<f8") for f in added]
         table = np.empty(len(inputs), inputs.dtype.descr + dtype)
         for name in inputs.dtype.names or ():
             table[name] = inputs[name]

@@ -19,6 +19,7 @@ from .errors import (
     NotFound,
     PinnedError,
     RegistryError,
+    Repeated,
     StorageError,
     Untrusted,
     Withdrawn,
@@ -27,10 +28,11 @@ from .journal import Journal, Row
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
 from .registry import Registry, Request, Version, open_registry
-from .routing import Counts, Routing, Traffic
+from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
 
 __all__ = [
+    "MODES",
     "Conflict",
     "Control",
     "Corrupt",
@@ -41,12 +43,14 @@ __all__ = [
     "Journal",
     "Manifest",
     "ManifestDraft",
+    "Mode",
     "Move",
     "NotFound",
     "PinnedError",
     "Registry",
     "RegistryConfig",
     "RegistryError",
+    "Repeated",
     "Request",
     "Routing",
     "Row",

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class RegistryError(Exception):
@@ -27,6 +28,14 @@ class Invalid(RegistryError, ValueError):
 
 class Conflict(RegistryError):
     """Somebody else moved first, or the move would change nothing. Read the state, decide anew."""
+
+
+class Repeated(RegistryError):
+    """An order with this request id was carried out before; ``row`` is its row in the journal."""
+
+    def __init__(self, message: str, row: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class PinnedError(RegistryError):

@@ -26,6 +26,7 @@ from .errors import (
     NotFound,
     PinnedError,
     RegistryError,
+    Repeated,
     StorageError,
     Withdrawn,
 )
@@ -41,6 +42,7 @@ from .store import VERSIONS, Document, LocalStore, Store
 log = logging.getLogger("driftd.registry")
 
 EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
+REMEMBERED = 10_000  # rows back in the journal that an order's request id is looked for
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -62,6 +64,7 @@ class Request:
     reason: str
     time: str
     body: dict[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
 
 
 class Registry:
@@ -262,9 +265,11 @@ class Registry:
         reason: str,
         expect_champion: str | None = None,
         force: bool = False,
+        request_id: str | None = None,
     ) -> State:
         """Let ``version`` serve; the champion becomes the previous one.
 
+        ``request_id``, here and in all other orders: `Repeated` if one with it was carried out.
         Raises `PinnedError` while pinned and `Withdrawn` for what was `taken_back`, both unless
         ``force``; `Conflict` if it serves already or the champion is not the expected one.
         """
@@ -295,7 +300,7 @@ class Registry:
                 withdrawn=tuple(v for v in state.withdrawn if v != version),
             )
 
-        return self._move("promote", actor, reason, change)
+        return self._move("promote", actor, reason, change, request_id)
 
     def rollback(
         self,
@@ -305,6 +310,7 @@ class Registry:
         actor: str,
         reason: str,
         withdraw: bool = True,
+        request_id: str | None = None,
     ) -> State:
         """Take the champion back: the previous version, or ``to``, serves again.
 
@@ -340,7 +346,7 @@ class Registry:
             chain = tuple(v for v in kept if v not in withdrawn)
             return replace(state, champion=target, chain=chain, withdrawn=withdrawn)
 
-        return self._move("rollback", actor, reason, change)
+        return self._move("rollback", actor, reason, change, request_id)
 
     def set_challenger(self, version: str | None, *, actor: str, reason: str) -> State:
         """Name the version that wants to serve, or none."""
@@ -361,6 +367,7 @@ class Registry:
         slow_seconds: float = 0.25,
         actor: str,
         reason: str,
+        request_id: str | None = None,
         expect: Routing | None = None,
     ) -> Routing:
         """Let a challenger see traffic: a ``share`` in percent (canary), a copy (shadow), or none.
@@ -377,7 +384,10 @@ class Registry:
             raise Invalid(f"a canary has a share above 0 and up to 100 percent, not {share:g}")
         if challenger is not None:
             self.version(challenger)
+        looked = self._remembered_from() if request_id is not None else 0
         while True:
+            if request_id is not None:
+                looked = self._only_once(request_id, looked)
             document = self._store.read(ROUTING)
             before = Routing.parse(document.data, self._store.location) if document else Routing()
             if expect is not None and before != expect:
@@ -403,7 +413,9 @@ class Registry:
                 _now(),
             )
             if self._store.swap(ROUTING, after.as_bytes(), document.token if document else None):
-                row = {"challenger": challenger, "mode": mode, "share": share}
+                row: dict[str, Any] = {"challenger": challenger, "mode": mode, "share": share}
+                if request_id is not None:
+                    row["request_id"] = request_id
                 self.journal.append("route", actor=actor, reason=reason, champion=champion, **row)
                 for name in self._store.names(TRAFFIC):
                     self._store.remove(f"{TRAFFIC}/{name}")
@@ -421,15 +433,13 @@ class Registry:
         return self._store.stamp(ROUTING)
 
     def report(self, server: str, traffic: Traffic) -> None:
-        """A server tells what it has counted since the routing's generation began, in total."""
+        """A server tells what it has counted since the routing's generation began, in total.
+
+        ``server``: a name that no other process uses. Needs to write in the folder `TRAFFIC` only.
+        """
         if not _NAME.fullmatch(server):
             raise Invalid(f"{server!r} cannot be a server's name: use letters, digits, . _ -")
-        name = f"{TRAFFIC}/{server}.json"
-        while True:
-            document = self._store.read(name)
-            token = document.token if document else None
-            if self._store.swap(name, seal(traffic.as_dict()), token):
-                return
+        self._store.write(f"{TRAFFIC}/{server}.json", seal(traffic.as_dict()))
 
     def traffic(self, generation: int) -> Traffic:
         """What all servers have counted for the routing of that generation."""
@@ -447,23 +457,39 @@ class Registry:
                 total += found
         return total
 
-    def pin(self, *, actor: str, reason: str) -> State:
+    def pin(self, *, actor: str, reason: str, request_id: str | None = None) -> State:
         """Freeze what serves: no promotion until `unpin`."""
         order = Control(_now(), actor, reason)
-        return self._move("pin", actor, reason, lambda state: replace(state, pinned=order))
 
-    def unpin(self, *, actor: str, reason: str) -> State:
+        def change(state: State) -> State:
+            return replace(state, pinned=order)
+
+        return self._move("pin", actor, reason, change, request_id)
+
+    def unpin(self, *, actor: str, reason: str, request_id: str | None = None) -> State:
         """Undo `pin`."""
-        return self._move("unpin", actor, reason, lambda state: replace(state, pinned=None))
 
-    def pause(self, *, actor: str, reason: str) -> State:
+        def change(state: State) -> State:
+            return replace(state, pinned=None)
+
+        return self._move("unpin", actor, reason, change, request_id)
+
+    def pause(self, *, actor: str, reason: str, request_id: str | None = None) -> State:
         """Stop learning; watching goes on."""
         order = Control(_now(), actor, reason)
-        return self._move("pause", actor, reason, lambda state: replace(state, paused=order))
 
-    def resume(self, *, actor: str, reason: str) -> State:
+        def change(state: State) -> State:
+            return replace(state, paused=order)
+
+        return self._move("pause", actor, reason, change, request_id)
+
+    def resume(self, *, actor: str, reason: str, request_id: str | None = None) -> State:
         """Undo `pause`."""
-        return self._move("resume", actor, reason, lambda state: replace(state, paused=None))
+
+        def change(state: State) -> State:
+            return replace(state, paused=None)
+
+        return self._move("resume", actor, reason, change, request_id)
 
     def serving_at(self, time: str | datetime) -> Row | None:
         """The journal's row of the move by which a version served at that time, if one did.
@@ -480,13 +506,27 @@ class Registry:
 
     # ---------------------------------------------------------------- operators to the daemon
 
-    def request(self, kind: str, body: dict[str, Any], *, actor: str, reason: str) -> Request:
+    def request(
+        self,
+        kind: str,
+        body: dict[str, Any],
+        *,
+        actor: str,
+        reason: str,
+        request_id: str | None = None,
+    ) -> Request:
         """Ask something of the daemon; it answers in the journal."""
         when = _now()
+        if request_id is not None:
+            self._only_once(request_id, self._remembered_from())
         for number in range(1000):
-            made = Request(f"{when.replace(':', '')}-{number:03d}", kind, actor, reason, when, body)
+            name = f"{when.replace(':', '')}-{number:03d}"
+            made = Request(name, kind, actor, reason, when, body, request_id)
             if self._store.swap(f"{REQUESTS}/{made.id}.json", seal(asdict(made)), None):
-                self.journal.append("request", actor=actor, reason=reason, request=kind, body=body)
+                row: dict[str, Any] = {"request": kind, "body": body, "id": name}
+                if request_id is not None:
+                    row["request_id"] = request_id
+                self.journal.append("request", actor=actor, reason=reason, **row)
                 return made
         raise Conflict("too many requests at once")
 
@@ -524,19 +564,32 @@ class Registry:
         except StorageError as error:
             log.warning("the row of the last move may be missing: %s", error)
 
-    def _move(self, kind: str, actor: str, reason: str, change: Callable[[State], State]) -> State:
+    def _move(
+        self,
+        kind: str,
+        actor: str,
+        reason: str,
+        change: Callable[[State], State],
+        request_id: str | None = None,
+    ) -> State:
         if not reason.strip():
             raise Invalid("say why: an empty reason explains nothing in the journal")
+        looked = self._remembered_from() if request_id is not None else 0
         while True:
             document = self._store.read(STATE)
             before = self._parsed(document)
             self._write_row(before)
+            if request_id is not None:
+                # All moves up to ``before`` have their rows; one after it makes the swap fail.
+                looked = self._only_once(request_id, looked)
             after = change(before)
             for version in (after.champion, after.challenger):
                 if version in before.removed:
                     raise NotFound(f"{version} is being removed: too old to be kept")
             last = self._store.last_row()
-            move = Move(kind, actor, reason, _now(), after.champion, before.champion, last)
+            move = Move(
+                kind, actor, reason, _now(), after.champion, before.champion, last, request_id
+            )
             swapped = move if after.champion != before.champion else before.champion_move
             generation = before.generation + 1
             after = replace(after, generation=generation, move=move, champion_move=swapped)
@@ -544,6 +597,19 @@ class Registry:
             if self._store.swap(STATE, after.to_bytes(), token):
                 self._write_row(after)
                 return after
+
+    def _remembered_from(self) -> int:
+        return max(0, self._store.last_row() - REMEMBERED)
+
+    def _only_once(self, request_id: str, since: int) -> int:
+        """The journal's last row; `Repeated` if one after ``since`` carries the request id."""
+        for row in self.journal.rows(since):
+            since = row.seq
+            if row.fields.get("request_id") == request_id:
+                raise Repeated(
+                    f"{request_id} was carried out before: {row.kind} of {row.time}", row.as_dict()
+                )
+        return since
 
     def _write_row(self, state: State) -> None:
         """Make sure the journal has the row of the state's last move."""
@@ -567,6 +633,8 @@ class Registry:
                 "challenger": state.challenger,
                 "generation": state.generation,
             }
+            if move.request_id is not None:
+                row["request_id"] = move.request_id
             if move.kind == "collected":
                 row["versions"] = list(state.removed)
             if self._store.append(lambda seq, row=row: seal({"seq": seq, **row}), after=last):  # type: ignore[misc]

@@ -95,6 +95,9 @@ class S3Store:
     def swap(self, name: str, data: bytes, token: str | None) -> bool:
         return self._put(name, data, token)
 
+    def write(self, name: str, data: bytes) -> None:
+        self._put_plain(name, data)
+
     def names(self, folder: str) -> list[str]:
         # Not by delimiter: some servers go on naming folders that have become empty.
         start = f"{self._prefix}{folder}/"

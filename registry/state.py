@@ -35,6 +35,7 @@ class Move:
     version: str | None = None
     previous: str | None = None
     after: int = 0
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,9 @@ class Store(Protocol):
     def swap(self, name: str, data: bytes, token: str | None) -> bool:
         """Replace the document if it is still the one with ``token`` (None: if absent)."""
 
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a document that has one writer only, without a lock."""
+
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, sorted; empty if there is no such folder."""
 
@@ -170,6 +173,10 @@ class LocalStore:
                 return False
             replace_file(self.root / name, data)
             return True
+
+    def write(self, name: str, data: bytes) -> None:
+        with explained(self.root):
+            replace_file(self.root / name, data)
 
     def names(self, folder: str) -> list[str]:
         with explained(self.root / folder):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -42,6 +43,7 @@ COMMANDS = {
     "verify": "keys",
     "promote": "moves",
     "rollback": "moves",
+    "route": "moves",
     "pin": "moves",
     "unpin": "moves",
     "pause": "moves",
@@ -55,6 +57,15 @@ COMMANDS = {
     "export-mlflow": "exchange",
     "import-mlflow": "exchange",
 }
+
+
+# Those that a daemon elsewhere carries out.
+REMOTE = frozenset(
+    {
+        *("status", "versions", "show", "diff", "verify", "journal", "explain", "quarantine"),
+        *("promote", "rollback", "pin", "unpin", "pause", "resume", "refresh"),
+    }
+)
 
 
 class Commands(click.Group):
@@ -97,7 +108,39 @@ def _release() -> str:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(_release(), prog_name="driftd", message="%(prog)s %(version)s")
-def driftd() -> None:
+@click.option(
+    "--url",
+    envvar="DRIFTD_URL",
+    show_envvar=True,
+    help="A daemon elsewhere, such as https://HOST:8081: its control API carries the command out.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    envvar="DRIFTD_TOKEN_FILE",
+    show_envvar=True,
+    help="File with the token for it; else DRIFTD_TOKEN holds the token.",
+)
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    envvar="DRIFTD_CA_FILE",
+    show_envvar=True,
+    help="Certificate authority (PEM) of its TLS; else the system's.",
+)
+@click.option("--context", metavar="NAME", help="kubectl's context: the daemon is in that cluster.")
+@click.option("--namespace", metavar="NAME", help="The daemon's namespace there.")
+@click.option("--release", metavar="NAME", help="Its Helm release, where there are several.")
+@click.pass_context
+def driftd(
+    ctx: click.Context,
+    url: str | None,
+    token_file: Path | None,
+    ca_file: Path | None,
+    context: str | None,
+    namespace: str | None,
+    release: str | None,
+) -> None:
     """Keeps a model true while its data drifts.
 
     \b
@@ -106,8 +149,25 @@ def driftd() -> None:
 
     The operators' commands act on the registry: they work from any process that reaches its
     folder, whether or not the daemon runs. Settings come from ./driftd.yaml, or the file that -c
-    or DRIFTD_CONFIG names.
+    or DRIFTD_CONFIG names. With --url they go to a daemon elsewhere, over HTTP; with --context,
+    --namespace or --release to one in a Kubernetes cluster, through kubectl.
+
+    \b
+    Elsewhere:  driftd --url https://driftd.shop:8081 --token-file ops.token status
+                driftd --context production --namespace ml rollback --reason "..."
     """
+    from daemon.cli.options import Elsewhere
+
+    in_cluster = any(given is not None for given in (context, namespace, release))
+    named = ctx.get_parameter_source("url") is click.core.ParameterSource.COMMANDLINE
+    if in_cluster and named:
+        raise click.UsageError("Give either --url, or --context, --namespace and --release.")
+    explicit = in_cluster or named
+    if explicit and ctx.invoked_subcommand not in REMOTE:
+        raise click.UsageError(f"`driftd {ctx.invoked_subcommand}` works on this machine only.")
+    if in_cluster or url:
+        where = None if in_cluster else url
+        ctx.obj = Elsewhere(where, token_file, ca_file, context, namespace, release, explicit)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -162,6 +222,7 @@ def _explain(error: Exception) -> int | None:
         ("daemon.sources.source", "SourceError"),
         ("daemon.checkpoint", "CheckpointError"),
         ("daemon.dead_letters", "DeadLetterError"),
+        ("daemon.kubernetes", "KubernetesError"),
     ):
         if module in sys.modules:
             known.append(getattr(sys.modules[module], name))

@@ -9,7 +9,7 @@ import click
 
 from daemon.cli.options import Target, actor, json_option, target_options
 from daemon.cli.output import print_json
-from daemon.cli.versions import resolve
+from daemon.control import resolve
 from registry import exchange
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,8 +12,6 @@ import click
 
 from daemon.cli.options import Target, json_option, target_options
 from daemon.cli.output import clock, console, facts, print_json, table
-from daemon.cli.status import address, ask
-from registry import Row
 
 
 @click.command()
@@ -35,70 +33,19 @@ def explain(target: Target, alarm: str | None, why_not: bool, as_json: bool) -> 
     """
     if why_not:
         return _why_not(target, as_json)
-    rows = list(target.open().journal.rows(kinds=KINDS))
-    found = find(rows, alarm)
-    if found is None:
-        wanted = f"no alarm {alarm}" if alarm else "no alarm yet"
-        click.echo(f"driftd: {wanted}; `driftd journal --kind alarm --all` lists them", err=True)
-        return 3
-    later = [row for row in rows if row.seq > found.seq]
-    story = _story(found, later)
+    found = target.ask("explain", alarm=alarm)
     if as_json:
-        print_json({**found.as_dict(), "story": [row.as_dict() for row in story]})
+        print_json(found)
     else:
-        _print(found, story)
+        _print(found, found["story"])
     return 0
 
 
-KINDS = (
-    "alarm",
-    "incident-opened",
-    "recalled",
-    "attempt-ended",
-    "promote",
-    "rollback",
-    "incident-closed",
-)
-
-
-def find(rows: list[Row], wanted: str | None) -> Row | None:
-    """The alarm of that row number, or the one that opened that incident; the last by default."""
-    alarms = [row for row in rows if row.kind == "alarm"]
-    if wanted is None:
-        return alarms[-1] if alarms else None
-    if wanted.isdigit():
-        return next((row for row in alarms if row.seq == int(wanted)), None)
-    opened = next(
-        (r for r in rows if r.kind == "incident-opened" and r.fields.get("incident") == wanted),
-        None,
-    )
-    if opened is None:
-        return None
-    return next((row for row in reversed(alarms) if row.seq < opened.seq), None)
-
-
-def _story(alarm: Row, later: list[Row]) -> list[Row]:
-    """What was done about it: the rows of the incident that it opened or added to."""
-    incident = alarm.fields.get("incident")
-    if incident is None:
-        opened = next((row for row in later if row.kind in ("incident-opened", "alarm")), None)
-        if opened is None or opened.kind == "alarm":
-            return []
-        incident = opened.fields.get("incident")
-    told = []
-    for row in later:
-        if row.fields.get("incident") == incident and row.kind != "alarm":
-            told.append(row)
-            if row.kind == "incident-closed":
-                break
-    return told
-
-
-def _print(alarm: Row, story: list[Row]) -> None:
+def _print(fields: dict[str, Any], story: list[dict[str, Any]]) -> None:
     out = console()
-    fields = alarm.fields
     found: dict[str, Any] = fields.get("diagnosis") or {}
-    out.print(f"alarm {alarm.seq}, {clock(alarm.time)}, at event {fields.get('event', 0):,}")
+    event = fields.get("event", 0)
+    out.print(f"alarm {fields['seq']}, {clock(fields['time'])}, at event {event:,}")
     out.print(str(fields.get("sentence", "")), markup=False)
     out.print()
     lost = found.get("accuracy_lost")
@@ -139,7 +86,7 @@ def _print(alarm: Row, story: list[Row]) -> None:
     if story:
         made = table("what was done", "at event", "how it went", right=("at event",))
         for row in story:
-            made.add_row(row.kind, f"{row.fields.get('event', 0):,}", _went(row))
+            made.add_row(row["kind"], f"{row.get('event', 0):,}", _went(row))
         out.print(made)
 
 
@@ -187,9 +134,8 @@ def _regime(found: dict[str, Any] | None) -> str:
     return f"{like} {found['version']}, at distance {found['distance']:.2f}"
 
 
-def _went(row: Row) -> str:
-    fields = row.fields
-    if row.kind == "recalled":
+def _went(fields: dict[str, Any]) -> str:
+    if fields["kind"] == "recalled":
         return ", ".join(f"{r['version']} {r['accuracy']:.1%}" for r in fields["recall"])
     words = [str(fields[name]) for name in ("rung", "outcome", "version") if fields.get(name)]
     reason = fields.get("reason") or ""
@@ -197,12 +143,7 @@ def _went(row: Row) -> str:
 
 
 def _why_not(target: Target, as_json: bool) -> int:
-    url = address(target.config.http)
-    daemon = ask(url)
-    if daemon is None:
-        click.echo(f"driftd: no daemon answers at {url}; `driftd run` starts it", err=True)
-        return 3
-    found = daemon.get("drift") or {}
+    found = target.ask("distances")
     if as_json:
         print_json(found)
         return 0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from daemon.cli.app import OK, REFUSED
 from daemon.cli.options import Target, json_option, target_options
 from daemon.cli.output import console, print_json, size, table
-from daemon.cli.versions import resolve
-from registry import Corrupt, Registry, StorageError, Untrusted
 from registry.signature import new_keys
 
 
@@ -31,10 +28,7 @@ def verify(versions: tuple[str, ...], target: Target, as_json: bool) -> int:
       driftd verify
       driftd verify champion previous
     """
-    registry = target.open()
-    state = registry.state()
-    names = [resolve(state, name) for name in versions] or registry.names()
-    found = [_verified(registry, name) for name in names]
+    found = target.ask("verify", versions=list(versions))
     if as_json:
         print_json(found)
     else:
@@ -49,20 +43,6 @@ def verify(versions: tuple[str, ...], target: Target, as_json: bool) -> int:
             )
         console().print(listed)
     return REFUSED if any(row["problem"] for row in found) else OK
-
-
-def _verified(registry: Registry, name: str) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "version": name, "files": None, "bytes": None, "signed_by": None, "problem": None,
-    }  # fmt: skip
-    try:
-        row["signed_by"] = registry.signed_by(name)
-        registry.path(name)
-        files = registry.version(name).manifest.files.values()
-        row |= {"files": len(files), "bytes": sum(entry.size for entry in files)}
-    except (Corrupt, Untrusted, StorageError) as error:
-        row["problem"] = str(error)
-    return row
 
 
 @click.command()

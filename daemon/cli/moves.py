@@ -9,52 +9,52 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 
 from daemon.cli.options import (
     Target,
-    actor,
     at_time,
     json_option,
     reason_option,
     target_options,
 )
 from daemon.cli.output import console, facts, print_json, table
-from daemon.cli.status import address, ask
 from daemon.policy_config import LADDER, UNTRAINED
-from registry import Invalid, State, Stretch
+from registry import MODES, Invalid, Routing, Stretch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _stretch(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Stretch | None:
+def _stretch(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     try:
-        return None if value is None else Stretch.parse(value)
+        return None if value is None else str(Stretch.parse(value))
     except Invalid as error:
         raise click.BadParameter(str(error), ctx, parameter) from error
 
 
 def _stretches(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[Stretch, ...]:
-    found = tuple(s for value in values if (s := _stretch(ctx, parameter, value)) is not None)
+) -> tuple[str, ...]:
+    try:
+        found = [Stretch.parse(value) for value in values]
+    except Invalid as error:
+        raise click.BadParameter(str(error), ctx, parameter) from error
     if any(stretch.end is None for stretch in found):
         raise click.BadParameter("a range needs an end, such as orders:0:1200-1400", ctx, parameter)
-    return found
+    return tuple(map(str, found))
 
 
 def _order(function: F) -> F:
     return json_option(target_options(reason_option(function)))
 
 
-def _answer(state: State, as_json: bool, sentence: str) -> None:
+def _answer(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json(state.as_dict())
+        print_json(found)
     else:
-        click.echo(sentence)
+        click.echo(found["sentence"])
 
 
 @click.command()
@@ -69,8 +69,7 @@ def promote(version: str, force: bool, target: Target, reason: str, as_json: boo
       driftd promote v0012 --reason "passed the shop's own test"
       driftd promote v0009 --force --reason "withdrawn by mistake"
     """
-    state = target.open().promote(version, actor=actor(), reason=reason, force=force)
-    _answer(state, as_json, f"{state.champion} serves now; {state.previous or 'nothing'} before.")
+    _answer(target.order("promote", reason, version=version, force=force), as_json)
 
 
 @click.command()
@@ -92,8 +91,8 @@ def promote(version: str, force: bool, target: Target, reason: str, as_json: boo
 @_order
 def rollback(
     version: str | None,
-    before_offset: Stretch | None,
-    before_time: datetime | None,
+    before_offset: str | None,
+    before_time: str | None,
     target: Target,
     reason: str,
     as_json: bool,
@@ -114,15 +113,82 @@ def rollback(
     """
     if sum(given is not None for given in (version, before_offset, before_time)) > 1:
         raise click.UsageError("Give one of --to, --before-offset and --before-time.")
-    registry = target.open()
-    before = registry.state().withdrawn
-    state = registry.rollback(
-        to=version, before=before_offset or before_time, actor=actor(), reason=reason
+    found = target.order(
+        "rollback", reason, to=version, before_offset=before_offset, before_time=before_time
     )
-    gone = [name for name in state.withdrawn if name not in before]
-    verb = "is" if len(gone) == 1 else "are"
-    sentence = f"; {', '.join(gone)} {verb} withdrawn" if gone else ""
-    _answer(state, as_json, f"{state.champion} serves again{sentence}.")
+    _answer(found, as_json)
+
+
+@click.command()
+@click.argument("mode", type=click.Choice(["show", *MODES]), default="show")
+@click.argument("version", required=False)
+@click.option(
+    "--share", type=click.FloatRange(0, 100, min_open=True), help="Percent; for a canary."
+)
+@click.option(
+    "--slow-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=Routing().slow_seconds,
+    show_default=True,
+    help="From where on servers count a request as slow.",
+)
+@click.option("--reason", metavar="TEXT", help="Why; goes to the journal. Not for show.")
+@target_options
+@json_option
+def route(
+    mode: str,
+    version: str | None,
+    share: float | None,
+    slow_seconds: float,
+    reason: str | None,
+    target: Target,
+    as_json: bool,
+) -> None:
+    """Let a challenger see live traffic before its promotion.
+
+    In shadow it gets a copy of all requests, and nobody waits for it. As a canary it answers a
+    share of them, always those of the same keys. It ends with off, and whenever the champion moves.
+    Without a mode: what holds now, and what the servers have counted since it began.
+
+    \b
+    Examples:
+      driftd route
+      driftd route shadow v0012 --reason "look at it first"
+      driftd route canary v0012 --share 5 --reason "a first step"
+      driftd route off --reason "seen enough"
+    """
+    if mode == "show":
+        _show_routing(target.ask("routing"), as_json)
+        return
+    if not (reason or "").strip():
+        raise click.UsageError(f'Say why, for the journal: driftd route {mode} --reason "...".')
+    if (version is None) != (mode == "off") or (share is None) != (mode != "canary"):
+        raise click.UsageError(
+            "Say `route off`, `route shadow VERSION` or `route canary VERSION --share PERCENT`."
+        )
+    found = target.order(
+        "route", str(reason), mode=mode, version=version, share=share, slow_seconds=slow_seconds
+    )
+    _answer(found, as_json)
+
+
+def _show_routing(routing: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(routing)
+        return
+    if routing["mode"] == "off":
+        click.echo("No challenger sees traffic.")
+        return
+    share = f"{routing['share']:g} % of the requests"
+    what = share if routing["mode"] == "canary" else "a copy of all"
+    challenger, champion = routing["challenger"], routing["champion"]
+    click.echo(f"{routing['mode']}: {challenger} sees {what}, beside {champion}.")
+    click.echo(f"Since {routing['time']}, by {routing['actor']}: {routing['reason']}")
+    rows = table("version", "requests", "errors", "slow", right=("requests", "errors", "slow"))
+    for name, side in ((challenger, "challenger"), (champion, "champion")):
+        counts = routing["traffic"][side]
+        rows.add_row(name, *(f"{counts[key]:,}" for key in ("requests", "errors", "slow")))
+    console().print(rows)
 
 
 @click.command()
@@ -140,11 +206,7 @@ def pin(version: str | None, target: Target, reason: str, as_json: bool) -> None
       driftd pin --reason "sale until Monday"
       driftd pin v0007 --reason "audit of v0007"
     """
-    registry = target.open()
-    if version is not None and registry.state().champion != version:
-        registry.promote(version, actor=actor(), reason=reason)
-    state = registry.pin(actor=actor(), reason=reason)
-    _answer(state, as_json, f"Pinned: {state.champion or 'nothing'} goes on serving until unpin.")
+    _answer(target.order("pin", reason, version=version), as_json)
 
 
 @click.command()
@@ -156,8 +218,7 @@ def unpin(target: Target, reason: str, as_json: bool) -> None:
     Example:
       driftd unpin --reason "the sale is over"
     """
-    state = target.open().unpin(actor=actor(), reason=reason)
-    _answer(state, as_json, "Unpinned: promotions are allowed again.")
+    _answer(target.order("unpin", reason), as_json)
 
 
 @click.command()
@@ -171,8 +232,7 @@ def pause(target: Target, reason: str, as_json: bool) -> None:
     Example:
       driftd pause --reason "labels are wrong since the import"
     """
-    state = target.open().pause(actor=actor(), reason=reason)
-    _answer(state, as_json, "Paused: nothing is learned until resume.")
+    _answer(target.order("pause", reason), as_json)
 
 
 @click.command()
@@ -184,8 +244,7 @@ def resume(target: Target, reason: str, as_json: bool) -> None:
     Example:
       driftd resume --reason "labels are mended"
     """
-    state = target.open().resume(actor=actor(), reason=reason)
-    _answer(state, as_json, "Resumed: learning goes on.")
+    _answer(target.order("resume", reason), as_json)
 
 
 @click.command()
@@ -236,17 +295,12 @@ def refresh(
         return
     if without and rung in UNTRAINED:
         raise click.UsageError(f"The rung {rung} trains nothing: it cannot leave events out.")
-    body = {"rung": rung, "without": [stretch.as_dict() for stretch in without]}
-    request = target.open().request("refresh", body, actor=actor(), reason=reason)
-    if as_json:
-        print_json({"id": request.id, "kind": request.kind, **request.body})
-    else:
-        click.echo(f"Asked for a refresh ({rung or 'rung by policy'}): request {request.id}.")
+    _answer(target.order("refresh", reason, rung=rung, without=list(without)), as_json)
 
 
 def _reproduce(version: str, target: Target, as_json: bool) -> None:
-    from daemon.cli.versions import resolve
     from daemon.config import load_config
+    from daemon.control import resolve
     from daemon.reproduce import CannotReproduce
     from daemon.reproduce import reproduce as train_again
 
@@ -294,22 +348,12 @@ def quarantine(
         return _list(target, as_json)
     if case is None or not (reason or "").strip():
         raise click.UsageError(f"say which case and why: driftd quarantine {action} q0001 --reason")
-    body = {"action": action, "case": case}
-    request = target.open().request("quarantine", body, actor=actor(), reason=str(reason))
-    if as_json:
-        print_json({"id": request.id, "kind": request.kind, **request.body})
-    else:
-        click.echo(f"Asked to {action} {case}: request {request.id}.")
+    _answer(target.order(action, str(reason), case=case), as_json)
     return 0
 
 
 def _list(target: Target, as_json: bool) -> int:
-    url = address(target.config.http)
-    found = ask(url)
-    if found is None:
-        click.echo(f"driftd: no daemon answers at {url}", err=True)
-        return 3
-    cases = found.get("quarantine") or []
+    cases = target.ask("quarantine")
     if as_json:
         print_json(cases)
         return 0

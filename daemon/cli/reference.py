@@ -8,10 +8,10 @@ from daemon.cli.app import COMMANDS, driftd
 
 
 def reference() -> str:
-    """Markdown: each command's help page, in the order of ``driftd --help``."""
+    """Markdown: the help page of ``driftd``, and each command's in the order given there."""
     settings = {**driftd.context_settings, "max_content_width": 90, "terminal_width": 90}
     group = click.Context(driftd, info_name="driftd", **settings)
-    blocks = []
+    blocks = [f"## driftd\n\n```text\n{driftd.get_help(group).strip()}\n```"]
     for name in COMMANDS:
         command = driftd.get_command(group, name)
         assert command is not None

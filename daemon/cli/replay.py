@@ -95,6 +95,7 @@ def replay(
       every:N[:RUNG]    retrain every N events and promote the result (RUNG: full, head, ...)
       at-alarm[:RUNG]   the same, at every alarm
       online            answer with the head that learns from every label
+      river:MODEL       a model of river, such as river:adaptive-random-forest
       ladder            driftd, as configured
       NAME=CONFIG.yaml  driftd, as configured there
 
@@ -110,11 +111,14 @@ def replay(
     from daemon.replay import PolicyError, Replay, ReplayError, measure, parse, read, write
     from daemon.replay.recording import NO_DELAY, Delay
     from daemon.replay.training import NOMINAL_SECONDS
+    from daemon.undeclared import look, undeclared, with_features
 
     config = load_config(config_path, os.environ)
     set_up(config.log.model_copy(update={"level": "error"}))
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     config = config.model_copy(update={"source": _source(config, source), **changes})
+    if undeclared(config):
+        config = with_features(config, look(config).features)
     seconds: Mapping[Rung, float] = NOMINAL_SECONDS
     if refresh_seconds is not None:
         seconds = dict.fromkeys(LADDER, refresh_seconds)

@@ -16,6 +16,7 @@ from daemon.config_reading import ConfigError, Problem
 
 if TYPE_CHECKING:
     from daemon.config import Config
+    from daemon.inference import Inferred
     from registry import RegistryConfig
 
 
@@ -69,7 +70,8 @@ def check(config_path: Path, connect: bool, as_json: bool) -> int:
     """Say what is wrong with the configuration, line by line.
 
     Exits with 0 if it can be used, 2 if it has problems, and 3 if --connect finds that something
-    it points to is not there.
+    it points to is not there. With --connect it also shows the features of a table that would be
+    inferred from a file.
 
     \b
     Examples:
@@ -86,11 +88,31 @@ def check(config_path: Path, connect: bool, as_json: bool) -> int:
     problems = [Problem(key, message, file=str(config_path)) for key, message in missing]
     if problems:
         return _report(problems, UNREACHABLE, as_json)
+    features = _would_be(config) if connect else None
     if as_json:
-        print_json({"ok": True, "problems": []})
-    else:
-        click.echo(f"{config_path} is fine.")
+        shown = {} if features is None else {"features": features.listed, "notes": features.notes}
+        print_json({"ok": True, "problems": [], **shown})
+        return OK
+    click.echo(f"{config_path} is fine.")
+    if features is not None:
+        click.echo(f"features: {features.sentence}")
+        for note in features.notes:
+            click.echo(f"  {note}")
     return OK
+
+
+def _would_be(config: Config) -> Inferred | None:
+    """The features that the daemon would infer from a file; None where it need not, or cannot."""
+    from daemon.stream_config import FileSourceConfig
+    from daemon.undeclared import look, undeclared
+
+    source = config.source
+    if not undeclared(config) or not isinstance(source, FileSourceConfig):
+        return None
+    if not source.path.stat().st_size:
+        return None  # its events are still to come
+    ends = source.model_copy(update={"follow": False})
+    return look(config.model_copy(update={"source": ends}))
 
 
 def _report(problems: list[Problem], code: int, as_json: bool) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import ssl
 import urllib.request
 from typing import Any
 
@@ -16,7 +18,6 @@ import click
 from daemon.cli.options import Target, json_option, target_options
 from daemon.cli.output import ago, console, facts, print_json, span, table
 from daemon.policy_config import HttpConfig
-from registry import Control, NotFound, State
 
 TIMEOUT = 2.0
 
@@ -35,48 +36,59 @@ def status(target: Target, as_json: bool) -> int:
       watch driftd status
       driftd status --json | jq .daemon.accuracy
     """
-    url = address(target.config.http)
-    try:
-        state = target.open().state()
-        missing = None
-    except NotFound as error:
-        state, missing = State(), str(error)
-    daemon = ask(url)
+    found = target.ask("status")
+    state, daemon, missing = found["registry"], found["daemon"], found["missing"]
     if as_json:
-        print_json({"registry": None if missing else state.as_dict(), "daemon": daemon})
+        print_json({"registry": state, "daemon": daemon})
     else:
-        _print(state, missing, daemon, url)
+        _print(state or {}, missing, daemon, target.place)
     return 3 if missing and daemon is None else 0
 
 
 def address(config: HttpConfig) -> str:
     """Where the daemon's status is to be had."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
-    return f"http://{host}:{config.port}/status"
+    scheme = "http" if config.tls.certificate is None else "https"
+    return f"{scheme}://{host}:{config.port}/status"
 
 
-def ask(url: str) -> dict[str, Any] | None:
-    """The daemon's status, or None if it does not answer with one."""
+def ask(config: HttpConfig) -> dict[str, Any] | None:
+    """The status of the daemon of this machine, or None if it does not answer with one."""
+    request = urllib.request.Request(address(config))
+    if token := os.environ.get("DRIFTD_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT, context=_trust(config)) as answer:
             found = json.load(answer)
     except (OSError, ValueError, http.client.HTTPException):
         return None
     return found if isinstance(found, dict) else None
 
 
-def _print(state: State, missing: str | None, daemon: dict[str, Any] | None, url: str) -> None:
+def _trust(config: HttpConfig) -> ssl.SSLContext | None:
+    """Trust in the very certificate that the configuration names, under whatever name."""
+    if config.tls.certificate is None:
+        return None
+    context = ssl.create_default_context(cafile=config.tls.certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _print(
+    state: dict[str, Any], missing: str | None, daemon: dict[str, Any] | None, url: str
+) -> None:
     out = console()
     out.print(
         facts(
             [
                 ("registry", missing),
                 ("champion", _champion(state)),
-                ("challenger", state.challenger),
-                ("previous", state.previous),
-                ("pinned", _control(state.pinned)),
-                ("paused", _control(state.paused)),
-                ("withdrawn", ", ".join(state.withdrawn)),
+                ("challenger", state.get("challenger")),
+                ("previous", state.get("previous")),
+                ("pinned", _control(state.get("pinned"))),
+                ("paused", _control(state.get("paused"))),
+                ("withdrawn", ", ".join(state.get("withdrawn") or ())),
             ]
         )
     )
@@ -98,17 +110,21 @@ def _print(state: State, missing: str | None, daemon: dict[str, Any] | None, url
         out.print(rows)
 
 
-def _champion(state: State) -> str:
-    if state.champion is None:
+def _champion(state: dict[str, Any]) -> str:
+    champion, move = state.get("champion"), state.get("champion_move")
+    if champion is None:
         return "none yet"
-    move = state.champion_move
     if move:
-        return f"{state.champion}, {move.kind} {ago(move.time)} by {move.actor}: {move.reason}"
-    return state.champion
+        return (
+            f"{champion}, {move['kind']} {ago(move['time'])} by {move['actor']}: {move['reason']}"
+        )
+    return str(champion)
 
 
-def _control(control: Control | None) -> str | None:
-    return f"{ago(control.since)} by {control.actor}: {control.reason}" if control else None
+def _control(control: dict[str, str] | None) -> str | None:
+    return (
+        f"{ago(control['since'])} by {control['actor']}: {control['reason']}" if control else None
+    )
 
 
 def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
@@ -118,9 +134,11 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("daemon", _phase(found)),
         ("up since", ago(found.get("started"))),
+        ("features", _features(found.get("features") or {})),
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
+        ("rivals", _rivals(found.get("rivals") or {})),
         ("source", _source(source) if source else None),
         ("incident", _incident(found.get("incident"))),
         ("refresh", _refresh(found.get("refresh"))),
@@ -149,11 +167,23 @@ def _events(found: dict[str, Any]) -> str | None:
     return f"{found['events']:,}, {found.get('labelled', 0):,} of them scored with a label"
 
 
+def _features(kinds: dict[str, str]) -> str | None:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or None
+
+
 def _accuracies(values: dict[str, Any]) -> str | None:
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.1%}"
         for name, value in values.items()
         if isinstance(value, int | float)
+    )
+
+
+def _rivals(rivals: dict[str, Any]) -> str | None:
+    return "; ".join(
+        f"{name} {found['accuracy']:.1%}, the champion {found['accuracy_other']:.1%} on the same"
+        f" {found['events']:,} events ({found['verdict']})"
+        for name, found in rivals.items()
     )
 
 

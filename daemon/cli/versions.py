@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import click
@@ -11,28 +10,9 @@ from rich.text import Text
 from daemon.cli.journal import describe
 from daemon.cli.options import Target, at_time, json_option, target_options
 from daemon.cli.output import ago, clock, console, facts, print_json, short, size, table
-from registry import Registry, State, Version
 
 EVIDENCE_SHOWN = ("decision", "reason", "checks", "version")  # by lines of their own
 ACCURACY = ("accuracy", "validation_accuracy")  # the manifest's metrics to list, by preference
-
-
-def role(state: State, version: str) -> str:
-    """What a version is at the moment: champion, challenger, previous, withdrawn."""
-    roles = [
-        name
-        for name, held in (
-            ("champion", state.champion),
-            ("challenger", state.challenger),
-            ("previous", state.previous),
-        )
-        if held == version
-    ]
-    if version == state.champion and state.pinned:
-        roles.append("pinned")
-    if version in state.withdrawn:
-        roles.append("withdrawn")
-    return ", ".join(roles)
 
 
 @click.command()
@@ -40,7 +20,7 @@ def role(state: State, version: str) -> str:
 @click.option("-n", "--number", type=click.IntRange(min=1), help="Only the newest so many.")
 @click.option("--at", metavar="TIME", callback=at_time, help="Only who served at that time.")
 @json_option
-def versions(target: Target, number: int | None, at: datetime | None, as_json: bool) -> None:
+def versions(target: Target, number: int | None, at: str | None, as_json: bool) -> None:
     """List the versions, oldest first, and who of them serves.
 
     With --at, the version that served at a past time instead, from the journal. Times are ISO
@@ -52,15 +32,12 @@ def versions(target: Target, number: int | None, at: datetime | None, as_json: b
       driftd versions --at 2026-01-31T14:00
       driftd versions --registry /var/lib/driftd/registry --json
     """
-    registry = target.open()
     if at is not None:
-        _print_serving(registry, at, as_json)
+        _print_serving(target.ask("serving", at=at), as_json)
         return
-    state = registry.state()
-    found = registry.versions()
-    found = found[-number:] if number else found
+    found = target.ask("versions", number=number)
     if as_json:
-        print_json([_listed(version, state) for version in found])
+        print_json(found)
         return
     if not found:
         click.echo("No versions yet.")
@@ -70,36 +47,29 @@ def versions(target: Target, number: int | None, at: datetime | None, as_json: b
         right=("examples", "accuracy", "size"),
     )  # fmt: skip
     for version in found:
-        manifest = version.manifest
-        style = "bold" if version.id == state.champion else None
+        serves = "champion" in version["role"].split(", ")
         listed.add_row(
-            Text(version.id, style=style or ""),
-            role(state, version.id),
-            ago(manifest.created),
-            manifest.strategy,
-            manifest.parent or "-",
-            short(manifest.lineage.get("examples")),
-            _accuracy(manifest.metrics),
-            size(sum(entry.size for entry in manifest.files.values())),
+            Text(version["version"], style="bold" if serves else ""),
+            version["role"],
+            ago(version["created"]),
+            version["strategy"],
+            version["parent"] or "-",
+            short(version["lineage"].get("examples")),
+            _accuracy(version["metrics"]),
+            size(sum(entry["size"] for entry in version["files"].values())),
         )
     console().print(listed)
 
 
-def _print_serving(registry: Registry, at: datetime, as_json: bool) -> None:
-    row = registry.serving_at(at)
+def _print_serving(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json({"at": at.isoformat(), **(row.as_dict() if row else {"version": None})})
-    elif row is None:
-        click.echo(f"Nothing served yet at {clock(at.isoformat())} UTC.")
+        print_json(row)
+    elif row["version"] is None:
+        click.echo(f"Nothing served yet at {clock(row['at'])} UTC.")
     else:
-        version, since = row.fields.get("version"), clock(row.time)
-        click.echo(f"{version} served at {clock(at.isoformat())} UTC, since {since}.")
-        console().print(f"  {row.kind}: {describe(row)}", markup=False)
-
-
-def _listed(version: Version, state: State) -> dict[str, Any]:
-    manifest = version.manifest.model_dump(mode="json")
-    return {**manifest, "role": role(state, version.id)}
+        since = clock(row["time"])
+        click.echo(f"{row['version']} served at {clock(row['at'])} UTC, since {since}.")
+        console().print(f"  {row['kind']}: {describe(row)}", markup=False)
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:
@@ -121,48 +91,32 @@ def show(version: str, target: Target, as_json: bool) -> None:
       driftd show v0012
       driftd show champion --json
     """
-    registry = target.open()
-    state = registry.state()
-    found = registry.version(resolve(state, version))
-    evidence = registry.evidence(found.id)
+    found = target.ask("show", version=version)
     if as_json:
-        print_json({**_listed(found, state), "evidence": evidence})
+        print_json(found)
         return
-    manifest = found.manifest
     out = console()
     out.print(
         facts(
             [
-                ("version", found.id),
-                ("role", role(state, found.id)),
-                ("made", f"{clock(manifest.created)} ({ago(manifest.created)})"),
-                ("by", f"{manifest.strategy}, rung {manifest.rung}"),
-                ("parent", manifest.parent),
-                ("task", manifest.task),
-                ("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels)}"),
+                ("version", found["version"]),
+                ("role", found["role"]),
+                ("made", f"{clock(found['created'])} ({ago(found['created'])})"),
+                ("by", f"{found['strategy']}, rung {found['rung']}"),
+                ("parent", found["parent"]),
+                ("task", found["task"]),
+                ("labels", f"{len(found['labels'])}: {', '.join(found['labels'])}"),
             ]
         )
     )
-    _print_mapping(out, "metrics", manifest.metrics)
-    _print_lineage(out, manifest.lineage)
+    _print_mapping(out, "metrics", found["metrics"])
+    _print_lineage(out, found["lineage"])
     files = table("file", "size", "sha256", right=("size",))
-    for name, entry in manifest.files.items():
-        files.add_row(name, size(entry.size), entry.sha256[:16])
+    for name, entry in found["files"].items():
+        files.add_row(name, size(entry["size"]), entry["sha256"][:16])
     out.print(files)
-    _print_evidence(out, evidence)
-    _print_history(out, registry, found.id)
-
-
-def resolve(state: State, name: str) -> str:
-    """The version behind an alias, or the name itself."""
-    if name not in ("champion", "challenger", "previous"):
-        return name
-    version: str | None = getattr(state, name)
-    if version is None:
-        from registry import NotFound
-
-        raise NotFound(f"there is no {name} at the moment")
-    return version
+    _print_evidence(out, found["evidence"])
+    _print_history(out, found["history"])
 
 
 def _print_mapping(out: Any, title: str, values: dict[str, Any]) -> None:
@@ -228,16 +182,11 @@ def _print_evidence_part(out: Any, name: str, value: Any) -> None:
     out.print(rows)
 
 
-def _print_history(out: Any, registry: Registry, version: str) -> None:
-    rows = [
-        row
-        for row in registry.journal.rows(kinds=("promote", "rollback"))
-        if version in (row.fields.get("version"), row.fields.get("previous"))
-    ]
+def _print_history(out: Any, rows: list[dict[str, Any]]) -> None:
     if rows:
         history = table("time", "kind", "what")
         for row in rows[-10:]:
-            history.add_row(clock(row.time), row.kind, describe(row))
+            history.add_row(clock(row["time"]), row["kind"], describe(row))
         out.print(history)
 
 
@@ -256,15 +205,12 @@ def diff(a: str, b: str, target: Target, as_json: bool) -> None:
       driftd diff previous champion
       driftd diff v0007 v0012 --json
     """
-    registry = target.open()
-    state = registry.state()
-    one, two = resolve(state, a), resolve(state, b)
-    found = registry.diff(one, two)
+    found = target.ask("diff", a=a, b=b)
     if as_json:
-        print_json({"a": one, "b": two, "differences": found})
+        print_json(found)
         return
-    rows = table("what", one, two)
-    for name, (left, right) in found.items():
+    rows = table("what", found["a"], found["b"])
+    for name, (left, right) in found["differences"].items():
         if name in ("version", "schema_version"):
             continue
         for what, before, after in _differences(name, left, right):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 from daemon.config import Config, load_config
 from daemon.loop import Loop
 from daemon.policy_config import LADDER, Rung
+from daemon.undeclared import undeclared, with_features
+from learn.config import RivalConfig, RiverModelName
 
 OPERATOR = "replay"
 TRAINED_RUNGS = tuple(rung for rung in LADDER if rung not in ("recall", "online"))
 COMMON = ("model", "fields", "events", "bootstrap")
-FORMS = "frozen, online, ladder, every:N, every:N:RUNG, at-alarm, at-alarm:RUNG, NAME=CONFIG.yaml"
+RIVERS = get_args(RiverModelName)
+FORMS = (
+    "frozen, online, ladder, every:N, every:N:RUNG, at-alarm, at-alarm:RUNG, river:MODEL, "
+    "NAME=CONFIG.yaml"
+)
 
 
 class PolicyError(ValueError):
@@ -86,6 +92,22 @@ class Online(Pinned):
         assert loop.state.online is not None
         embeddings = loop.champion.answer(inputs).embeddings
         return loop.state.online.judge(inputs, embeddings)
+
+
+class Outside(Pinned):
+    """Answers with a model of river, which learns from every label; nothing of it is a version."""
+
+    def __init__(self, rival: str) -> None:
+        self._rival = rival
+
+    @property
+    def idle(self) -> bool:
+        """Never: what it has learned cannot be stored, so it is not to be resumed in the middle."""
+        return False
+
+    def answer(self, loop: Loop, inputs: NDArray[Any]) -> NDArray[np.int64]:
+        """The rival's; where it knows no class yet, -1."""
+        return loop.state.classes.index(loop.state.rivals[self._rival].answer(inputs))
 
 
 class Retrain(Pinned):
@@ -163,6 +185,8 @@ class Policy:
             return Pinned()
         if self.kind == "online":
             return Online()
+        if self.kind == "river":
+            return Outside(self.config.model.rivals[0].name)
         if self.kind in ("every", "at-alarm"):
             found = re.fullmatch(r"(every|at-alarm)(?::(\d+))?(?::([a-z]+))?", self.spec)
             assert found is not None
@@ -179,6 +203,11 @@ def parse(specs: Sequence[str], config: Config) -> list[Policy]:
         ConfigError: a variant's file has problems.
     """
     found = [_parse(spec.strip(), config) for spec in specs]
+    # Rivals would only cost time: each that is to be compared has a policy of its own.
+    found = [
+        p if p.kind == "river" else replace(p, config=_changed(p.config, model={"rivals": ()}))
+        for p in found
+    ]
     names = [policy.name for policy in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -196,6 +225,8 @@ def _parse(spec: str, config: Config) -> Policy:
         return Policy(spec, spec, _changed(config, policy={"online_head": True}), spec)
     if spec == "ladder":
         return Policy(spec, spec, config, spec)
+    if spec.startswith("river:"):
+        return _river(spec, passive)
     retrain = re.fullmatch(r"(every:([1-9]\d*)|at-alarm)(:([a-z]+))?", spec)
     if retrain:
         if retrain[4] and retrain[4] not in TRAINED_RUNGS:
@@ -207,6 +238,8 @@ def _parse(spec: str, config: Config) -> Policy:
     if not sign or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not path:
         raise PolicyError(f"{spec!r} is no policy; there are: {FORMS}")
     variant = load_config(Path(path), os.environ)
+    if undeclared(variant):
+        variant = with_features(variant, config.model.features)
     other = [part for part in COMMON if getattr(variant, part) != getattr(config, part)]
     if other:
         raise PolicyError(
@@ -214,6 +247,16 @@ def _parse(spec: str, config: Config) -> Policy:
             " these sections must be the same"
         )
     return Policy(name, spec, variant, "variant")
+
+
+def _river(spec: str, config: Config) -> Policy:
+    model = spec.partition(":")[2]
+    if model not in RIVERS:
+        raise PolicyError(f"{spec}: the models of river are {', '.join(RIVERS)}")
+    if config.model.task != "tabular":
+        raise PolicyError(f"{spec}: the models of river are for tables")
+    rival = RivalConfig.model_validate({"model": model})
+    return Policy(spec, spec, _changed(config, model={"rivals": (rival,)}), "river")
 
 
 def _changed(config: Config, **sections: dict[str, Any]) -> Config:

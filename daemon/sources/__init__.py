@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["LinesSource", "Partition", "Poll", "Source", "SourceError", "open_source"]
 
 
-def open_source(config: Config) -> Source:
-    """The configured source, not yet started. A Kafka group is named after the model."""
+def open_source(config: Config, decoder: Decoder | None = None) -> Source:
+    """The configured source, not yet started. A Kafka group is named after the model.
+
+    ``decoder``: another than the one for the declared features.
+    """
     features = config.model.features if config.model.task == "tabular" else None
-    decoder = Decoder(config.fields, config.events, features)
+    decoder = decoder or Decoder(config.fields, config.events, features)
     decoder.know(config.model.labels or ())
     source = config.source
     if isinstance(source, KafkaSourceConfig):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from deploy.errors import InputError
 from deploy.preprocess.contract import FILE, Feeds, Inputs, Tensors, TensorSpec
 
-Kind = Literal["numeric", "boolean", "categorical"]
+Kind = Literal["numeric", "boolean", "categorical", "hashed"]
 
 CUT = 10.0
 UNCUT = 1e6
@@ -30,6 +30,8 @@ UNCUT = 1e6
 _MOST_CATEGORIES = 1000
 # With so many categories, others are to be expected: they share indices by a hash of their name.
 _MANY, _BUCKETS = 16, 64
+# Of a column that is all hashed: twenty values share an index where there are twenty thousand.
+_HASHED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class Feature:
     scale: float = 1.0
     categories: tuple[str, ...] = ()
     buckets: int = 0
+
+    @property
+    def named(self) -> bool:
+        """Whether its values are names rather than numbers."""
+        return self.kind in ("categorical", "hashed")
 
     @property
     def indices(self) -> int:
@@ -107,8 +114,8 @@ class TabularPreprocessor:
             raise ValueError("two features have the same name")
         self.features = tuple(features)
         self.cut = cut
-        self._numbers = [f for f in self.features if f.kind != "categorical"]
-        self._categories = [f for f in self.features if f.kind == "categorical"]
+        self._numbers = [f for f in self.features if not f.named]
+        self._categories = [f for f in self.features if f.named]
         self._mean = np.array([f.mean for f in self._numbers])
         self._scale = np.array([f.scale for f in self._numbers])
         if not (np.isfinite(self._mean).all() and (self._scale > 0).all()):
@@ -136,6 +143,8 @@ class TabularPreprocessor:
                 mean = float(known.mean()) if len(known) else 0.0
                 spread = float(known.std()) if len(known) else 0.0
                 features.append(Feature(name, kind, mean, spread if spread > 0 else 1.0))
+            elif kind == "hashed":
+                features.append(Feature(name, kind, buckets=_HASHED))
             else:
                 seen = Counter(value for value in column.tolist() if value is not None)
                 # Ties in order of the name: the same events give the same file.
@@ -219,8 +228,10 @@ class TabularPreprocessor:
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """One tensor a feature."""
-        datatypes = {"numeric": "FP64", "boolean": "BOOL", "categorical": "BYTES"}
-        return tuple(TensorSpec(f.name, datatypes[f.kind], (-1,)) for f in self.features)
+        datatypes = {"numeric": "FP64", "boolean": "BOOL"}
+        return tuple(
+            TensorSpec(f.name, datatypes.get(f.kind, "BYTES"), (-1,)) for f in self.features
+        )
 
     def schema(self) -> dict[str, object]:
         """Every feature's name and kind."""
@@ -266,13 +277,13 @@ class TabularPreprocessor:
 
     def _structured(self, columns: Mapping[str, Sequence[object]]) -> Inputs:
         n = len(columns[self.features[0].name])
-        dtype = [(f.name, "O" if f.kind == "categorical" else "<f8") for f in self.features]
+        dtype = [(f.name, "O" if f.named else "<f8") for f in self.features]
         table = np.empty(n, np.dtype(dtype))
         for feature in self.features:
             values = columns[feature.name]
             if len(values) != n:
                 raise InputError(f"feature {feature.name!r} has {len(values)} values, not {n}")
-            check = _category if feature.kind == "categorical" else _number
+            check = _category if feature.named else _number
             table[feature.name] = [check(v, feature, i) for i, v in enumerate(values)]
         return table
 

@@ -44,6 +44,7 @@ _ESTIMATED = {
     f"{bound} without labels": of("driftd_estimated_accuracy", f'bound="{bound}"')
     for bound in ("estimate", "low", "high")
 }
+_RIVALS = {"{{rival}}": "max by (rival) (" + of("driftd_rival_accuracy") + ")"}
 _FAILED = of("driftd_refreshes_total", 'outcome="failed"')
 _DRIFT_NOW = f"{of('driftd_drift_score')} / {of('driftd_drift_threshold')}"
 _CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
@@ -52,9 +53,10 @@ _CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
 def _accuracy(width: int) -> JSON:
     return graph(
         "Accuracy",
-        _ACCURACY,
+        _ACCURACY | _RIVALS,
         "Each event is predicted first and learned from afterwards. Normal is what the drift "
-        "monitors hold for it: the accuracy since the last repair, or when the watch began.",
+        "monitors hold for it: the accuracy since the last repair, or when the watch began. "
+        "Rivals learn beside the model, where some are configured.",
         unit="percentunit",
         bounds=(None, 1),
         width=width,
@@ -366,6 +368,9 @@ TRAINING = dashboard(
 
 _ERRORS = rate("driftd_server_requests_total", 'code=~"5..|429"')
 
+_ROUTED = rate("driftd_server_routed_requests_total", 'outcome!="dropped"')
+_NOT_WELL = rate("driftd_server_routed_requests_total", 'outcome!="ok"')
+
 SERVING = dashboard(
     "serving",
     "Serving",
@@ -462,6 +467,52 @@ SERVING = dashboard(
                 {"{{version}}": f"max by (version) ({of('driftd_server_model_bytes')})"},
                 "Graphs in the memory of a server: the champion and the version before.",
                 unit="bytes",
+            ),
+        ],
+        "A challenger's traffic": [
+            graph(
+                "Requests by version and role",
+                {"{{version}} {{role}}": f"sum by (version, role) ({_ROUTED})"},
+                "While a challenger sees traffic: who answered. shadow: copies nobody waited for.",
+                unit="reqps",
+            ),
+            graph(
+                "Failed and slow",
+                {"{{role}}: {{outcome}}": f"sum by (role, outcome) ({_NOT_WELL})"},
+                "What a canary's step is judged by; dropped are copies that found no room.",
+                unit="reqps",
+            ),
+            graph(
+                "A shadow's answers",
+                {"{{outcome}}": f"sum by (outcome) ({rate('driftd_server_shadow_items_total')})"},
+                "Items that the challenger labels as the champion does, or otherwise.",
+                unit="ops",
+            ),
+            graph(
+                "Loaded versions",
+                {
+                    "{{role}} {{version}}": (
+                        f"count by (role, version) ({of('driftd_server_version_info')})"
+                    )
+                },
+                "Servers that have a version in memory, by what it is to them.",
+            ),
+            graph(
+                "Canary's share on the servers",
+                {"{{pod}}{{instance}}": of("driftd_server_canary_share")},
+                "Of the requests; 0 where the challenger is not loaded.",
+                unit="percentunit",
+                bounds=(0, 1),
+            ),
+            graph(
+                "Reports to the registry",
+                {
+                    "{{outcome}}": (
+                        f"sum by (outcome) ({rate('driftd_server_traffic_reports_total')})"
+                    )
+                },
+                "The daemon judges a canary from them; failed: the server cannot write there.",
+                unit="ops",
             ),
         ],
         "Servers": [

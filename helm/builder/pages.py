@@ -166,9 +166,9 @@ RUNBOOKS_PAGE = """\
 
 <!-- built: python -m helm.builder -->
 One page an alert: what it means, how to find out more, what to do. Any Prometheus can load the
-rules, `helm/driftd/files/alerts.yaml`. In a cluster, run `driftd` where the daemon is:
+rules, `helm/driftd/files/alerts.yaml`. For a daemon in a cluster, `driftd` goes through kubectl:
 
-    kubectl -n NAMESPACE exec statefulset/RELEASE-driftd-daemon -c daemon -- driftd status
+    driftd --context CONTEXT --namespace NAMESPACE --release RELEASE status
 
 critical: clients or the model's state suffer now. warning: look today. info: look when there is
 time.

@@ -17,9 +17,12 @@ JSON = dict[str, Any]
 SECRETS = ("sasl_password",)
 # What the chart sets itself, by the section's model; a second word about it would be lost.
 OWNED = {
-    "RegistryConfig": ("path", "signing_key", "trusted_keys"),
+    "RegistryConfig": ("path", "endpoint", "cache", "signing_key", "trusted_keys"),
+    "TrainingJobConfig": ("enabled", "template", "folder"),
     "CheckpointConfig": ("path",),
     "HttpConfig": ("host", "port"),
+    "AccessConfig": ("tokens",),
+    "TlsConfig": ("certificate", "key", "client_ca"),
     "ServerConfig": ("host", "port", "workers", "notice_seconds", "drain_seconds"),
 }
 DRAFT = "http://json-schema.org/draft-07/schema#"
@@ -44,6 +47,9 @@ SPECIAL: dict[str, JSON] = {
     "signing.publicSecret.keys": {**_NAMES, "minItems": 1},
     "daemon.image.digest": _DIGEST,
     "server.image.digest": _DIGEST,
+    "training.job.image.digest": _DIGEST,
+    "training.job.ttlSeconds": {"type": "integer", "minimum": 0},
+    "registry.s3.url": {"type": "string", "pattern": "^(s3://.+)?$"},
     "daemon.terminationGracePeriodSeconds": {"type": "integer", "minimum": 30},
     "server.replicas": {"type": "integer", "minimum": 0},
     "server.drain.notice": _SECONDS,
@@ -53,6 +59,8 @@ SPECIAL: dict[str, JSON] = {
     "server.autoscaling.cpu": {"type": "integer", "minimum": 0},
     "server.autoscaling.queueItems": {"type": "integer", "minimum": 0},
     "networkPolicy.brokerPorts": {"type": "array", "items": _PORT},
+    "networkPolicy.storePorts": {"type": "array", "items": _PORT},
+    "networkPolicy.apiPorts": {"type": "array", "items": _PORT},
     "monitoring.scrape": {"enum": ["none", "PodMonitor", "ServiceMonitor"]},
     "monitoring.interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
     "monitoring.rules.disabled": _NAMES,
@@ -102,6 +110,8 @@ def config_schema() -> tuple[JSON, JSON]:
     for name, definition in definitions.items():
         for gone in (*SECRETS, *OWNED.get(name, ())):
             definition.get("properties", {}).pop(gone, None)
+            if gone in definition.get("required", ()):
+                definition["required"].remove(gone)
     _strip(config)
     _strip(definitions, names=True)
     # Brokers may be one text with commas, which the configuration itself takes apart.

@@ -18,6 +18,7 @@ VERBS = [
     "show",
     "diff",
     "rollback",
+    "route",
     "promote",
     "pin",
     "unpin",

@@ -20,7 +20,7 @@ import pytest
 
 from daemon.cli import app, output
 from daemon.cli.reference import reference
-from registry import ManifestDraft, Registry, open_registry
+from registry import Counts, ManifestDraft, Registry, Traffic, open_registry
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = list(app.COMMANDS)
@@ -217,6 +217,42 @@ def test_pinning_a_version_promotes_it_first(driftd: Any, registry: Registry, co
     assert found["champion"] == "v0003"
     assert found["pinned"]["reason"] == "audit"
     assert driftd("pin", "v0003", "--reason", "again").code == 0
+
+
+def test_a_challenger_is_routed_and_shown(driftd: Any, registry: Registry, config: Path) -> None:
+    assert driftd("route").out == "No challenger sees traffic.\n"
+    said = driftd("route", "canary", "v0003", "--share", "5", "--reason", "a first step")
+    assert said.out == "v0003 sees 5 % of the requests, beside v0002.\n"
+    registry.report("a", Traffic(registry.routing().generation, Counts(10, 1, 2), Counts(190)))
+    shown = driftd("route").out
+    assert "canary: v0003 sees 5 %" in shown
+    assert re.search(r"v0003 +│? +10 +│? +1 +│? +2", shown)
+    asked = ("--slow-seconds", "0.1", "--reason", "look", "--json")
+    found = driftd("route", "shadow", "v0003", *asked).json()
+    assert (found["mode"], found["slow_seconds"], found["generation"]) == ("shadow", 0.1, 2)
+    assert driftd("route", "--json").json()["traffic"]["champion"]["requests"] == 0
+    assert driftd("route", "off", "--reason", "seen").code == 0
+    assert registry.routing().mode == "off"
+    rows = list(registry.journal.rows(kinds=("route",)))
+    assert [row.fields["reason"] for row in rows] == ["a first step", "look", "seen"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["canary", "v0003", "--share", "5"],
+        ["canary", "v0003", "--reason", "x"],
+        ["shadow", "--reason", "x"],
+        ["shadow", "v0003", "--share", "5", "--reason", "x"],
+        ["off", "v0003", "--reason", "x"],
+        ["canary", "v0003", "--share", "101", "--reason", "x"],
+    ],
+)
+def test_what_is_no_routing_is_wrong_usage(
+    driftd: Any, registry: Registry, config: Path, arguments: list[str]
+) -> None:
+    assert driftd("route", *arguments).code == 2
+    assert registry.routing().mode == "off"
 
 
 def test_a_refresh_is_a_request_that_waits(driftd: Any, registry: Registry, config: Path) -> None:

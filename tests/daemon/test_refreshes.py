@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 from daemon.job import TRAINING, VERSION, Job, Result
 from daemon.policy_config import TrainerConfig
-from daemon.trainer import Trainer
+from daemon.trainer import ChildProcess, Trainer
 from daemon.trainer_main import run
 from deploy.session import Session
 from learn.config import LearnConfig, ModelConfig, TrainingConfig
@@ -255,9 +253,9 @@ def test_a_trainer_killed_in_mid_training_goes_on_after_its_last_round(
         assert time.monotonic() < deadline
         assert trainer.result() is None
         time.sleep(0.01)
-    assert trainer._process is not None
-    os.kill(trainer._process.pid, signal.SIGKILL)
-    trainer._process.wait()
+    assert isinstance(trainer._run, ChildProcess)
+    trainer._run.process.kill()
+    trainer._run.process.wait()
     result = wait_for_result(trainer)
     assert result.outcome == "trained", result.reason
     numbers = [line["number"] for line in result.lineage["rounds"]]

@@ -6,14 +6,16 @@ patching the head.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,10 +28,14 @@ from transformers import BertConfig, BertModel
 
 import registry
 from deploy.config import ServerConfig
+from deploy.engine import Engine
 from deploy.export import export_onnx, quantize_int8
+from deploy.metrics import Metrics
 from deploy.patch import patch_head
 from deploy.preprocess import Preprocessor, TabularPreprocessor, TextPreprocessor
 from deploy.server import InferenceServer
+from deploy.versions import Versions
+from deploy.watcher import Watcher
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -278,16 +284,18 @@ def serving(tmp_path: Path) -> Serve:
     """Runs a server on a free port against ``tmp_path / "registry"``; yields it and a client."""
 
     @contextmanager
-    def run(ready: bool = True, **settings: Any) -> Iterator[tuple[InferenceServer, httpx.Client]]:
+    def run(
+        ready: bool = True, client: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Iterator[tuple[InferenceServer, httpx.Client]]:
         settings = {"port": 0, "workers": 2, "poll_seconds": 0.02, "notice_seconds": 0} | settings
         server = InferenceServer(ServerConfig(**settings), str(tmp_path / "registry"))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            with httpx.Client(base_url=server.url, timeout=20) as client:
+            with httpx.Client(base_url=server.url, timeout=20, **(client or {})) as asking:
                 if ready:
-                    wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
-                yield server, client
+                    wait_for(lambda: asking.get("/v2/health/ready").status_code == 200)
+                yield server, asking
         finally:
             server.stop()
             thread.join(20)
@@ -303,6 +311,30 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
             return
         pause.wait(0.02)
     raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture
+def follower(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A watcher that is stepped by hand, and an engine that runs on a loop of its own."""
+    config = ServerConfig(workers=1, retry_seconds=10, retry_seconds_max=25)
+    metrics = Metrics("driftd")
+    engine = Engine(config, metrics)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> None:
+        engine.start()
+
+    asyncio.run_coroutine_threadsafe(start(), loop).result(5)
+    clock = SimpleNamespace(now=100.0)
+    root = tmp_path / "registry"
+    watcher = Watcher(Versions(str(root)), engine, config, lambda: clock.now)
+    yield SimpleNamespace(watcher=watcher, engine=engine, clock=clock, metrics=metrics, root=root)
+    engine.stop()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
 
 
 @pytest.fixture(scope="session")

@@ -62,12 +62,13 @@ class Desk:
 def desk():
     made = []
 
-    def make(workers=1, queue_limit=1000, max_items=4, start=True):
+    def make(workers=1, queue_limit=1000, max_items=4, start=True, spare_limit=0):
         outcomes, runs = [], []
         batcher = Batcher(
             workers=workers,
             batch=BatchConfig(max_items=max_items, padding=1.1),
             queue_limit=queue_limit,
+            spare_limit=spare_limit,
             deliver=outcomes.extend,
             observe=runs.append,
         )
@@ -214,3 +215,33 @@ def test_stopping_in_vain_fails_what_waits(desk):
     (outcome,) = [each for each in d.outcomes if each.job is waiting]
     assert isinstance(outcome.error, NotReadyError)
     model.go.set()
+
+
+def test_spare_work_waits_for_an_empty_queue_and_is_bounded(desk):
+    model, spare = Model(), Model()
+    d = desk(spare_limit=3)
+    hold(d, model)
+    assert d.batcher.submit_spare(job(spare, item(1, 5), item(1, 5)))
+    assert not d.batcher.submit_spare(job(spare, item(1, 5), item(1, 5)))
+    assert d.batcher.submit_spare(job(spare, item(1, 5)))
+    order = []
+    for each in (model, spare):
+        run = each.run
+        each.run = lambda items, each=each, run=run: (order.append(each), run(items))[1]
+    late = [job(model, item(1, 3)) for _ in range(6)]
+    for each in late:
+        d.batcher.submit(each)
+    assert d.batcher.depth == 6
+    model.go.set()
+    d.wait(10)
+    assert order == [model, model, spare]
+    assert all(each.begun >= each.arrived for each in late)
+
+
+def test_spare_work_left_at_the_end_is_handed_back(desk):
+    model, d = Model(), desk(spare_limit=3, start=False)
+    assert d.batcher.submit_spare(job(model, item(1, 5)))
+    d.batcher.stop(1)
+    (outcome,) = d.outcomes
+    assert isinstance(outcome.error, NotReadyError)
+    assert not d.batcher.submit_spare(job(model, item(1, 5)))

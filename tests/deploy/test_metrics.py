@@ -59,7 +59,7 @@ def test_series_of_old_versions_go():
     metrics = Metrics("m")
     name = "driftd_server_batch_items"
     for i in range(50):
-        metrics.serving(f"v{i:04d}", {f"v{i:04d}": 1})
+        metrics.serving({"champion": f"v{i:04d}"}, {f"v{i:04d}": 1})
         metrics.histogram(name, f"v{i:04d}").observe(1)
     versions = {sample.labels["version"] for sample in samples(metrics, f"{name}_count")}
     assert len(versions) == 20
@@ -73,7 +73,7 @@ def test_the_serving_version_stays_however_old():
     for i in range(50):
         metrics.histogram(name, f"v{i:04d}").observe(1)
         metrics.histogram(name, "v0000").observe(1)
-        metrics.serving("v0000", {"v0000": 1})
+        metrics.serving({"champion": "v0000"}, {"v0000": 1})
     versions = {sample.labels["version"] for sample in samples(metrics, f"{name}_count")}
     assert "v0000" in versions
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.binary import pack_texts
 from deploy.errors import InputError
 from deploy.protocol import read_infer, read_plain, write_infer, write_plain
 from deploy.session import Prediction
@@ -95,7 +96,7 @@ def test_null_is_a_missing_number():
                     "parameters": {"binary_data_size": 4},
                 }
             ),
-            "binary tensors are not supported",
+            "binary_data_size is 4, but 0 bytes are left behind the JSON",
         ),
         (body(tensor([1]), outputs=[{"name": "loss"}]), "unknown output 'loss'"),
         (body(tensor([1]), outputs={}), "'outputs' must be a list"),
@@ -133,7 +134,7 @@ def test_no_body_does_worse_than_an_input_error(value):
 
 def test_responses_hold_what_was_asked():
     request = read_infer(body(tensor([1, 2]), id="7"))
-    response = orjson.loads(write_infer(request, "m", "v0003", LABELS, PREDICTION))
+    response = orjson.loads(write_infer(request, "m", "v0003", LABELS, PREDICTION).body)
     assert response == {
         "model_name": "m",
         "model_version": "v0003",
@@ -149,7 +150,7 @@ def test_responses_hold_what_was_asked():
         ],
     }
     request = read_infer(body(tensor([1, 2]), outputs=[{"name": "embedding"}]))
-    response = orjson.loads(write_infer(request, "m", "v0003", LABELS, PREDICTION))
+    response = orjson.loads(write_infer(request, "m", "v0003", LABELS, PREDICTION).body)
     assert "id" not in response
     (output,) = response["outputs"]
     assert output == {
@@ -158,6 +159,134 @@ def test_responses_hold_what_was_asked():
         "shape": [2, 2],
         "data": [1, 2, 3, 4],
     }
+
+
+def with_tail(*tensors, tail=b"", **more):
+    """A body whose tensors are (name, datatype, shape, bytes), and how much of it is JSON."""
+    inputs = [
+        {
+            "name": name,
+            "datatype": datatype,
+            "shape": shape,
+            "parameters": {"binary_data_size": len(raw)},
+        }
+        for name, datatype, shape, raw in tensors
+    ]
+    head = body(*inputs, **more)
+    return head + b"".join(raw for *_, raw in tensors) + tail, len(head)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "dtype", "values"),
+    [
+        ("BOOL", np.bool_, [True, False]),
+        ("INT8", np.int8, [-128, 127]),
+        ("INT16", np.int16, [-32768, 32767]),
+        ("INT32", np.int32, [-(2**31), 1]),
+        ("INT64", np.int64, [-(2**63), 2**63 - 1]),
+        ("UINT8", np.uint8, [0, 255]),
+        ("UINT16", np.uint16, [0, 65535]),
+        ("UINT32", np.uint32, [0, 2**32 - 1]),
+        ("UINT64", np.uint64, [0, 2**64 - 1]),
+        ("FP16", np.float16, [0.5, np.nan]),
+        ("FP32", np.float32, [0.5, np.inf]),
+        ("FP64", np.float64, [0.1, -0.0]),
+    ],
+)
+def test_binary_tensors_are_read(datatype, dtype, values):
+    array = np.array(values, dtype)
+    sent, json_bytes = with_tail(("x", datatype, [1, 2], array.tobytes()))
+    read = read_infer(sent, json_bytes).tensors["x"]
+    assert read.dtype == dtype
+    assert read.shape == (1, 2)
+    assert read.tobytes() == array.tobytes()
+
+
+def test_binary_texts_beside_json_tensors_are_read_in_order():
+    words = ["", "héé", "x" * 300]
+    sent, json_bytes = with_tail(
+        ("a", "BYTES", [3], pack_texts(words)), ("b", "INT8", [3], b"\x01\x02\xff")
+    )
+    mixed = json.loads(sent[:json_bytes])
+    mixed["inputs"].insert(1, tensor([1, 2, 3], name="c"))
+    head = json.dumps(mixed).encode()
+    tensors = read_infer(head + sent[json_bytes:], len(head)).tensors
+    assert list(tensors) == ["a", "c", "b"]
+    assert tensors["a"].tolist() == words
+    assert tensors["b"].tolist() == [1, 2, -1]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "raw", "message"),
+    [
+        ("FP32", [2], b"1234567", "7 bytes for 2 values of FP32, which take 8"),
+        ("FP32", [2**31 - 1, 2**31 - 1, 9], b"", "0 bytes for"),
+        ("BOOL", [2], b"\x01\x02", "BOOL bytes must be 0 or 1"),
+        ("BYTES", [1], b"\x09\0\0\0abc", "BYTES item 0 is longer than its tensor"),
+        ("BYTES", [1], b"\xff\xff\xff\xffabc", "BYTES item 0 is longer than its tensor"),
+        ("BYTES", [2], b"\x04\0\0\0abcd", "the bytes end before BYTES item 1"),
+        ("BYTES", [2**31 - 1], b"\0\0\0\0", "too few for 2147483647 BYTES items"),
+        ("BYTES", [1], b"\x01\0\0\0\xff", "BYTES item 0 is not UTF-8"),
+        ("BYTES", [1], b"\x01\0\0\0ab", "1 bytes are left over"),
+    ],
+)
+def test_bad_binary_tensors_say_why(datatype, shape, raw, message):
+    sent, json_bytes = with_tail(("x", datatype, shape, raw))
+    with pytest.raises(InputError, match=f"tensor 'x': {message}|{message}"):
+        read_infer(sent, json_bytes)
+
+
+def test_what_does_not_fit_the_tail_is_refused():
+    sent, json_bytes = with_tail(("x", "INT8", [1], b"a"), tail=b"bc")
+    with pytest.raises(InputError, match="2 bytes behind the JSON belong to no tensor"):
+        read_infer(sent, json_bytes)
+    for wrong in (0, len(sent) + 1):
+        with pytest.raises(InputError, match="must be the length of the JSON"):
+            read_infer(sent, wrong)
+    for size in (-1, "1", 1.0, True):
+        inner = tensor([1]) | {"parameters": {"binary_data_size": size}}
+        del inner["data"]
+        with pytest.raises(InputError, match="binary_data_size must be a whole number"):
+            read_infer(body(inner))
+    both = tensor([1]) | {"parameters": {"binary_data_size": 4}}
+    with pytest.raises(InputError, match="give one of them"):
+        read_infer(body(both))
+    with pytest.raises(InputError, match="'parameters' must be an object"):
+        read_infer(body(tensor([1]) | {"parameters": [1]}))
+    with pytest.raises(InputError, match="'binary_data' must be true or false"):
+        read_infer(body(tensor([1]), outputs=[{"name": "label", "parameters": {"binary_data": 1}}]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=80), st.integers(0, 90), TENSOR, st.integers(0, 40))
+def test_no_tail_does_worse_than_an_input_error(tail, json_bytes, value, size):
+    value = {**value, "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [value]}).encode()
+    for stated in (json_bytes, len(head)):
+        with suppress(InputError):
+            read_infer(head + tail, stated)
+
+
+def test_binary_responses():
+    outputs = [{"name": "embedding", "parameters": {"binary_data": True}}, {"name": "label"}]
+    request = read_infer(body(tensor([1, 2]), outputs=outputs))
+    answer = write_infer(request, "m", "v0003", LABELS, PREDICTION)
+    embedding, label = orjson.loads(answer.body[: answer.json_bytes])["outputs"]
+    assert embedding["parameters"] == {"binary_data_size": 16}
+    assert "data" not in embedding
+    assert label["data"] == ["b", "a"]
+    raw = answer.body[answer.json_bytes :]
+    assert np.frombuffer(raw, "<f4").reshape(2, 2).tolist() == [[1, 2], [3, 4]]
+
+    outputs[0]["parameters"] = {"binary_data": False}
+    request = read_infer(
+        body(tensor([1, 2]), outputs=outputs, parameters={"binary_data_output": True})
+    )
+    assert request.binary == {"label"}
+    answer = write_infer(request, "m", "v0003", LABELS, PREDICTION)
+    assert answer.body[answer.json_bytes :] == pack_texts(["b", "a"])
+    request = read_infer(body(tensor([1, 2]), parameters={"binary_data_output": True}))
+    assert request.binary == {"label", "probabilities"}
 
 
 @pytest.mark.parametrize(

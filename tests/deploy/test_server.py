@@ -245,7 +245,7 @@ def minimal(text, tmp_path_factory):
     version = store.publish(text.write(root / "v"), draft, actor="test").id
     store.promote(version, actor="test", reason="a test")
     server = InferenceServer(
-        ServerConfig(port=0, workers=1, body_seconds=1, poll_seconds=0.05), store
+        ServerConfig(port=0, workers=1, body_seconds=2, poll_seconds=0.05), store
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -264,9 +264,16 @@ def test_other_bad_headers(minimal):
     body = json.dumps(infer_body("card")).encode()
     response = client.post(INFER, content=body, headers={"content-encoding": "gzip"})
     assert (response.status_code, "compressed" in response.text) == (400, True)
-    headers = {"inference-header-content-length": "10"}
-    response = client.post(INFER, content=body, headers=headers)
-    assert (response.status_code, "binary tensors" in response.text) == (400, True)
+    for length, message in (
+        ("10", "not valid JSON"),
+        (str(len(body) + 1), "must be the length of the JSON"),
+        ("-1", "must be a whole number"),
+        ("0" * 5000, "must be a whole number"),
+        ("9" * 5000, "must be a whole number"),
+    ):
+        headers = {"inference-header-content-length": length}
+        response = client.post(INFER, content=body, headers=headers)
+        assert (response.status_code, message in response.text) == (400, True)
 
 
 def test_a_long_name_is_not_echoed_in_full(minimal):
@@ -395,6 +402,7 @@ def test_answers_do_not_get_mixed_up(minimal, text):
     async def ask(client, i):
         body = infer_body(text.inputs[i], outputs=[{"name": "embedding"}])
         response = await client.post(INFER, json=body)
+        assert response.status_code == 200, response.text
         return i, response.json()["outputs"][0]["data"]
 
     async def ask_all():

@@ -2,43 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-import threading
-from types import SimpleNamespace
-
-import pytest
 
 import registry
-from deploy.config import ServerConfig
-from deploy.engine import Engine
-from deploy.metrics import Metrics
-from deploy.versions import Versions
-from deploy.watcher import Watcher
-
-
-@pytest.fixture
-def follower(tmp_path):
-    """A watcher that is stepped by hand, and an engine that runs on a loop of its own."""
-    config = ServerConfig(workers=1, retry_seconds=10, retry_seconds_max=25)
-    metrics = Metrics("driftd")
-    engine = Engine(config, metrics)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start():
-        engine.start()
-
-    asyncio.run_coroutine_threadsafe(start(), loop).result(5)
-    clock = SimpleNamespace(now=100.0)
-    root = tmp_path / "registry"
-    watcher = Watcher(Versions(str(root)), engine, config, lambda: clock.now)
-    yield SimpleNamespace(watcher=watcher, engine=engine, clock=clock, metrics=metrics, root=root)
-    engine.stop()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    loop.close()
 
 
 def count(follower, name, *labels):
@@ -108,7 +74,7 @@ def test_shares_the_preprocessor_between_versions(follower, text, publish):
     follower.watcher.step()
     publish(text, seed=1, promote=True)
     follower.watcher.step()
-    champion, previous = follower.engine.lineup
+    champion, previous, _ = follower.engine.lineup
     assert champion.preprocessor is previous.preprocessor
 
 

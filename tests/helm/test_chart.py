@@ -58,10 +58,16 @@ def of_kind(manifests: Manifests, *kinds: str) -> Manifests:
     return [m for m in manifests if m["kind"] in kinds]
 
 
+def training_jobs(manifests: Manifests) -> Manifests:
+    """What the daemon makes Jobs of."""
+    data = [m["data"].get("training-job.yaml") for m in of_kind(manifests, "ConfigMap")]
+    return [yaml.safe_load(text) for text in data if text]
+
+
 def pods(manifests: Manifests) -> Iterator[dict[str, Any]]:
     """The spec of every pod that anything in the manifests makes."""
-    for manifest in manifests:
-        if manifest["kind"] in ("StatefulSet", "Deployment"):
+    for manifest in [*manifests, *training_jobs(manifests)]:
+        if manifest["kind"] in ("StatefulSet", "Deployment", "Job"):
             yield manifest["spec"]["template"]["spec"]
         elif manifest["kind"] == "Pod":
             yield manifest["spec"]
@@ -83,7 +89,7 @@ def test_lints(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_manifests_are_what_kubernetes_accepts(manifests: Manifests, version: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    for manifest in manifests:
+    for manifest in [*manifests, *training_jobs(manifests)]:
         if manifest["kind"] not in CUSTOM:
             validator.validate(manifest, version, strict=True)
 
@@ -191,6 +197,11 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
         ({"server": {"autoscaling": {"enabled": True}}}, "server.autoscaling needs mode: apart"),
         ({"server": {"kserve": {"enabled": True}}}, "server.kserve needs mode: apart"),
         ({"registry": {"existingClaim": "c"}}, "registry.existingClaim needs mode: apart"),
+        ({"registry": {"s3": {"url": "s3://b/p"}}}, "registry.s3 needs mode: apart"),
+        (
+            {"mode": "apart", "registry": {"s3": {"url": "s3://b/p"}, "existingClaim": "c"}},
+            "two places for one registry",
+        ),
         ({"daemon": {"keda": {"enabled": True}}}, "daemon.keda needs mode: apart"),
         (
             {"mode": "apart", "daemon": {"keda": {"enabled": True}}},
@@ -203,6 +214,10 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
                 "monitoring": {"scrape": "ServiceMonitor"},
             },
             "server.kserve needs monitoring.scrape: PodMonitor",
+        ),
+        (
+            {"mode": "apart", "server": {"kserve": {"enabled": True}, "tlsSecret": "cert"}},
+            "server.tlsSecret does not go with server.kserve",
         ),
         (
             {
@@ -257,6 +272,72 @@ def test_keys_come_from_secrets_and_servers_see_no_private_one(render: Render) -
                 assert {secrets[name] for name in mounted} == named
 
 
+def test_the_server_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
+    server = {"tokensSecret": {"name": "ours", "key": "shop"}, "tlsSecret": "cert"}
+    for mode in ("together", "apart"):
+        rendered = render({"mode": mode, "config": {"source": SOURCE}, "server": server})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
+        settings = yaml.safe_load(data["server.yaml"])["server"]
+        files = {settings["access"]["tokens"], *settings["tls"].values()}
+        found = 0
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            volumes = {v["name"]: v for v in spec["volumes"]}
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: volumes[m["name"]]["secret"]["secretName"]
+                    for m in container["volumeMounts"]
+                    if "secret" in volumes.get(m["name"], {})
+                }
+                if container["args"] == ["serve"]:
+                    found += 1
+                    assert {folders[str(Path(file).parent)] for file in files} == {"ours", "cert"}
+                    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+                else:
+                    assert not folders
+            for volume in volumes.values():
+                assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
+        assert found == 1
+
+
+def test_the_daemon_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
+    daemon = {"tokensSecret": {"name": "ours", "key": "ops"}, "tlsSecret": "cert"}
+    for mode in ("together", "apart"):
+        policy = {"monitoring": [{"podSelector": {}}], "operators": [{"namespaceSelector": {}}]}
+        values = {"mode": mode, "config": {"source": SOURCE}, "daemon": daemon}
+        rendered = render({**values, "networkPolicy": policy})
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+        settings = yaml.safe_load(data["driftd.yaml"])["http"]
+        files = {settings["access"]["tokens"], *settings["tls"].values()}
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            secrets = {v["name"]: v["secret"] for v in spec["volumes"] if "secret" in v}
+            assert all(secret["defaultMode"] == 0o440 for secret in secrets.values())
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: secrets[m["name"]]["secretName"]
+                    for m in container["volumeMounts"]
+                    if m["name"] in secrets
+                }
+                if container["name"] == "daemon":
+                    assert {folders[str(Path(file).parent)] for file in files} == {"ours", "cert"}
+                    assert container["livenessProbe"]["httpGet"]["scheme"] == "HTTPS"
+                else:
+                    assert not folders
+        service = next(
+            s for s in of_kind(rendered, "Service") if s["metadata"]["name"].endswith("-daemon")
+        )
+        # By these `driftd --context` finds it, and how to speak to it.
+        assert service["metadata"]["labels"]["app.kubernetes.io/component"] == "daemon"
+        assert service["metadata"]["labels"]["app.kubernetes.io/instance"] == "driftd"
+        (port,) = service["spec"]["ports"]
+        assert (port["name"], port["appProtocol"]) == ("daemon", "https")
+        (rule, *_) = next(
+            p["spec"]["ingress"]
+            for p in of_kind(rendered, "NetworkPolicy")
+            if p["metadata"]["name"].endswith("-daemon")
+        )
+        assert {"namespaceSelector": {}} in rule["from"]
+
+
 def test_ports_and_probes_are_those_of_the_code(manifests: Manifests, tmp_path: Path) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
@@ -309,7 +390,7 @@ def test_pods_meet_the_restricted_standard(manifests: Manifests) -> None:
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-        allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
         assert all(volume.keys() - {"name"} <= allowed for volume in spec.get("volumes", ()))
         for container in spec["containers"]:
             security = container["securityContext"]
@@ -319,9 +400,56 @@ def test_pods_meet_the_restricted_standard(manifests: Manifests) -> None:
             assert {"requests", "limits"} <= container["resources"].keys()
 
 
-def test_nothing_gets_rights_in_the_cluster(manifests: Manifests) -> None:
+def test_the_only_rights_in_the_cluster_are_to_make_jobs(manifests: Manifests) -> None:
     kinds = {m["kind"] for m in manifests}
-    assert not kinds & {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "Secret"}
+    assert not kinds & {"ClusterRole", "ClusterRoleBinding", "Secret"}
+    for role in of_kind(manifests, "Role"):
+        (rule,) = role["rules"]
+        assert (rule["apiGroups"], rule["resources"]) == (["batch"], ["jobs"])
+    assert bool(of_kind(manifests, "Role", "RoleBinding")) == bool(training_jobs(manifests))
+    # Only the daemon has the token, not a server beside it, nor what trains.
+    for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "ConfigMap")):
+        for container in spec["containers"]:
+            mounted = "token" in {mount["name"] for mount in container["volumeMounts"]}
+            makes_jobs = container["name"] == "daemon" and bool(training_jobs(manifests))
+            assert mounted == makes_jobs
+
+
+def test_a_job_trains_on_the_daemon_s_files_with_the_daemon_s_code(render: Render) -> None:
+    values = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
+    rendered = render(values)
+    (job,) = training_jobs(rendered)
+    (trainer,) = job["spec"]["template"]["spec"]["containers"]
+    assert trainer["image"] == "registry.example.com/team/driftd-trainer:1.2-cuda"
+    (daemon,) = pods(of_kind(rendered, "StatefulSet"))
+    data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+    place = Path(yaml.safe_load(data["driftd.yaml"])["trainer"]["job"]["folder"])
+    for spec in (daemon, job["spec"]["template"]["spec"]):
+        (claim,) = (v for v in spec["volumes"] if v["name"] == "training")
+        assert claim["persistentVolumeClaim"]["claimName"] == "orders-training"
+        (mount,) = (m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "training")
+        assert place.is_relative_to(mount["mountPath"])
+    bare = render({"config": {"source": SOURCE}, "training": {"job": {"enabled": True}}})
+    (daemon,) = pods(of_kind(bare, "StatefulSet"))
+    (job,) = training_jobs(bare)
+    images = {job["spec"]["template"]["spec"]["containers"][0]["image"]}
+    assert images == {c["image"] for c in daemon["containers"] if c["name"] == "daemon"}
+
+
+def test_an_object_store_needs_no_claim_and_its_keys_come_from_a_secret(render: Render) -> None:
+    values = yaml.safe_load((CHART / "ci" / "s3-values.yaml").read_text())
+    rendered = render(values)
+    assert of_kind(rendered, "PersistentVolumeClaim") == []
+    data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+    for name in ("driftd.yaml", "server.yaml"):
+        registry = yaml.safe_load(data[name])["registry"]
+        assert registry["path"] == "s3://models/intents"
+        assert registry["endpoint"] == "https://s3.example.com:9000"
+    for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+        (container,) = spec["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "driftd-s3"}}]
+        (cache,) = (m for m in container["volumeMounts"] if m["name"] == "cache")
+        assert cache["mountPath"] == registry["cache"]
 
 
 def test_secrets_are_files_by_reference(render: Render) -> None:
@@ -337,8 +465,14 @@ def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
             if container["args"] == ["serve"]:
-                writable = [m["name"] for m in container["volumeMounts"] if not m.get("readOnly")]
-                assert writable == ["tmp"]
+                writable = {
+                    m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")
+                }
+                # Copies of what lies in an object store are checked like the originals.
+                assert writable in (
+                    {"/tmp", "/var/lib/driftd/registry/traffic"},
+                    {"/tmp", "/var/cache/driftd"},
+                )
 
 
 def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
@@ -351,7 +485,14 @@ def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
         assert len(selected) == 1
         assert selected[0]["spec"]["policyTypes"] == ["Ingress", "Egress"]
         if manifest["kind"] == "Deployment":
-            assert "egress" not in selected[0]["spec"]
+            ports = [p["port"] for e in selected[0]["spec"].get("egress", ()) for p in e["ports"]]
+            assert ports in ([], [53, 53, 9000])
+    for job in training_jobs(manifests):
+        labels = job["spec"]["template"]["metadata"]["labels"].items()
+        (policy,) = (
+            p for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels
+        )
+        assert policy["spec"].keys() == {"podSelector", "policyTypes"}
 
 
 def test_one_daemon_and_a_budget_that_never_blocks(manifests: Manifests) -> None:

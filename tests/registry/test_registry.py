@@ -14,6 +14,7 @@ from registry import (
     PinnedError,
     Registry,
     RegistryConfig,
+    Repeated,
     Stretch,
     Withdrawn,
     log,
@@ -434,3 +435,43 @@ def test_old_rows_are_not_read(
     assert [row.seq for row in again.journal.rows(since=2000, limit=2)][-1] > 4000
     assert read < 2500, "of more than 4,000 rows"
     assert len(list(registry.journal.rows(kinds=("promote",)))) == 2
+
+
+@on_both
+def test_a_request_id_makes_a_move_happen_once(registry: Registry, publish: Publish) -> None:
+    first, second = publish(), publish()
+    promote(registry, first, second)
+    registry.rollback(actor="a", reason="errors", request_id="r1")
+    with pytest.raises(Repeated, match="r1 was carried out before: rollback") as error:
+        registry.rollback(actor="a", reason="errors", request_id="r1")
+    assert error.value.row["version"] == first
+    registry.pause(actor="a", reason="x", request_id="r2")
+    with pytest.raises(Repeated):
+        registry.resume(actor="a", reason="x", request_id="r1")
+    asked = registry.request("refresh", {}, actor="a", reason="x", request_id="r3")
+    with pytest.raises(Repeated) as error:
+        registry.request("refresh", {}, actor="a", reason="x", request_id="r3")
+    assert error.value.row["id"] == asked.id
+    assert registry.requests() == [asked]
+
+
+def test_a_request_id_holds_across_a_crash_between_move_and_row(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = publish(), publish()
+    promote(registry, first, second)
+    write_row = Registry._write_row
+
+    def killed(self: Registry, state: Any) -> None:
+        if state.move.kind == "rollback":
+            raise KeyboardInterrupt
+        write_row(self, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "_write_row", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.rollback(actor="a", reason="errors", request_id="r1")
+    other = open_registry(registry.config.path)
+    with pytest.raises(Repeated):
+        other.rollback(actor="a", reason="errors", request_id="r1")
+    assert other.state().champion == first

@@ -102,6 +102,20 @@ def test_traffic_is_the_sum_of_the_reports_for_this_routing(two: Registry) -> No
         two.report("../state", Traffic(1))
 
 
+def test_a_report_needs_only_its_own_folder(two: Registry) -> None:
+    made = two.route("v0002", mode="shadow", **WHO)
+    root = two._store.root  # type: ignore[attr-defined]
+    (root / "traffic").mkdir(exist_ok=True)
+    (root / "lock").unlink()
+    root.chmod(0o555)
+    try:
+        two.report("server-a", Traffic(made.generation, Counts(1, 0, 0)))
+    finally:
+        root.chmod(0o755)
+    assert two.traffic(made.generation).challenger.requests == 1
+    assert not (root / "lock").exists()
+
+
 def test_a_damaged_routing_is_said_to_be(two: Registry) -> None:
     two.route("v0002", mode="shadow", **WHO)
     file = next(two._store.root.glob("routing.json"))  # type: ignore[attr-defined]

@@ -50,6 +50,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- default (printf "%s-registry" (include "driftd.fullname" .)) .Values.registry.existingClaim -}}
 {{- end }}
 
+{{/* Where the registry lies: "s3", "claim", or "data", the daemon's own volume. */}}
+{{- define "driftd.store" -}}
+{{- if .Values.registry.s3.url }}s3{{ else if eq .Values.mode "apart" }}claim{{ else }}data{{ end -}}
+{{- end }}
+
+{{- define "driftd.trainingClaim" -}}
+{{- default (printf "%s-training" (include "driftd.fullname" .)) .Values.training.volume.existingClaim -}}
+{{- end }}
+
 {{/* driftd.yaml: what the user says, with the chart's paths and addresses. */}}
 {{- define "driftd.config" -}}
 {{- $config := deepCopy .Values.config -}}
@@ -60,6 +69,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "http" (dict "host" "0.0.0.0" "port" 8081)
   "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
     "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
+{{- if .Values.daemon.tokensSecret.name -}}
+{{- $_ := set $ours.http "access" (dict "tokens" "/etc/driftd/daemon-tokens/tokens") -}}
+{{- end -}}
+{{- if .Values.daemon.tlsSecret -}}
+{{- $_ := set $ours.http "tls" (dict "certificate" "/etc/driftd/daemon-tls/tls.crt" "key" "/etc/driftd/daemon-tls/tls.key") -}}
+{{- end -}}
+{{- if .Values.server.tokensSecret.name -}}
+{{- $_ := set $ours.server "access" (dict "tokens" "/etc/driftd/tokens/tokens") -}}
+{{- end -}}
+{{- if .Values.server.tlsSecret -}}
+{{- $_ := set $ours.server "tls" (dict "certificate" "/etc/driftd/server-tls/tls.crt" "key" "/etc/driftd/server-tls/tls.key") -}}
+{{- end -}}
 {{- if .Values.kafka.saslSecret.name -}}
 {{- $_ := set $ours "source" (dict "sasl_password_file" "/etc/driftd/sasl/password") -}}
 {{- end -}}
@@ -78,6 +99,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $keys := list -}}
 {{- range .Values.signing.publicSecret.keys -}}{{- $keys = append $keys (printf "/etc/driftd/trusted/%s" .) -}}{{- end -}}
 {{- $_ := set $ours.registry "trusted_keys" $keys -}}
+{{- end -}}
+{{- with .Values.registry.s3 -}}
+{{- if .url -}}
+{{- $_ := set $ours "registry" (merge (dict "path" .url "cache" "/var/cache/driftd") $ours.registry) -}}
+{{- if .endpoint -}}{{- $_ := set $ours.registry "endpoint" .endpoint -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.training.job.enabled -}}
+{{- $job := dict "enabled" true "template" "/etc/driftd/training-job.yaml" "folder" "/var/lib/driftd-training/jobs" -}}
+{{- $_ := set $ours "trainer" (dict "job" $job) -}}
 {{- end -}}
 {{- $defaults := dict
   "name" $name
@@ -111,9 +142,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.registry.existingClaim -}}
 {{- fail "registry.existingClaim needs mode: apart; `together` keeps the registry on the daemon's volume" -}}
 {{- end -}}
+{{- if .Values.registry.s3.url -}}
+{{- fail "registry.s3 needs mode: apart; `together` keeps the registry on the daemon's volume" -}}
+{{- end -}}
 {{- if .Values.daemon.keda.enabled -}}
 {{- fail "daemon.keda needs mode: apart, or the server would be stopped with the daemon" -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.registry.s3.url .Values.registry.existingClaim -}}
+{{- fail "registry.s3.url and registry.existingClaim are two places for one registry: give one" -}}
+{{- end -}}
+{{- if and .Values.server.kserve.enabled .Values.server.tlsSecret -}}
+{{- fail "server.tlsSecret does not go with server.kserve, whose own gateway speaks TLS" -}}
 {{- end -}}
 {{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
 {{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}

@@ -45,14 +45,15 @@ env:
   {{- with .Values.daemon.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- include "driftd.storeKeys" . }}
 ports:
   - {name: daemon, containerPort: 8081}
 startupProbe:
-  httpGet: {path: /health/live, port: daemon}
+  httpGet: {path: /health/live, port: daemon{{ with .Values.daemon.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /health/live, port: daemon}
+  httpGet: {path: /health/live, port: daemon{{ with .Values.daemon.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -66,14 +67,27 @@ volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: driftd.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
   - {name: data, mountPath: /var/lib/driftd}
-  {{- if eq .Values.mode "apart" }}
+  {{- if eq (include "driftd.store" .) "claim" }}
   - {name: registry, mountPath: /var/lib/driftd/registry}
+  {{- else if eq (include "driftd.store" .) "s3" }}
+  - {name: cache, mountPath: /var/cache/driftd}
+  {{- end }}
+  {{- if .Values.training.job.enabled }}
+  - {name: config, mountPath: /etc/driftd/training-job.yaml, subPath: training-job.yaml, readOnly: true}
+  - {name: training, mountPath: /var/lib/driftd-training}
+  - {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
   {{- end }}
   {{- if .Values.kafka.saslSecret.name }}
   - {name: sasl, mountPath: /etc/driftd/sasl, readOnly: true}
   {{- end }}
   {{- if .Values.kafka.tlsSecret.name }}
   - {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
+  {{- end }}
+  {{- if .Values.daemon.tokensSecret.name }}
+  - {name: daemon-tokens, mountPath: /etc/driftd/daemon-tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.daemon.tlsSecret }}
+  - {name: daemon-tls, mountPath: /etc/driftd/daemon-tls, readOnly: true}
   {{- end }}
   {{- if .Values.signing.privateSecret.name }}
   - {name: signing, mountPath: /etc/driftd/signing, readOnly: true}
@@ -98,18 +112,19 @@ env:
   {{- with .Values.server.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- include "driftd.storeKeys" . }}
 ports:
   - {name: http, containerPort: 8080}
 startupProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 2
   failureThreshold: 60
 readinessProbe:
-  httpGet: {path: /v2/health/ready, port: http}
+  httpGet: {path: /v2/health/ready, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 5
   failureThreshold: 2
 livenessProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: http{{ with .Values.server.tlsSecret }}, scheme: HTTPS{{ end }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 3
@@ -117,13 +132,24 @@ resources:
   {{- toYaml .Values.server.resources | nindent 2 }}
 securityContext:
   {{- toYaml .Values.security | nindent 2 }}
+# Of the registry a server writes only what it counts while a challenger sees traffic.
 volumeMounts:
   - {name: config, mountPath: /etc/driftd/driftd.yaml, subPath: server.yaml, readOnly: true}
   - {name: tmp, mountPath: /tmp}
-  {{- if eq .Values.mode "together" }}
+  {{- if eq (include "driftd.store" .) "s3" }}
+  - {name: cache, mountPath: /var/cache/driftd}
+  {{- else if eq .Values.mode "together" }}
   - {name: data, mountPath: /var/lib/driftd, readOnly: true}
+  - {name: data, mountPath: /var/lib/driftd/registry/traffic, subPath: registry/traffic}
   {{- else }}
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
+  - {name: registry, mountPath: /var/lib/driftd/registry/traffic, subPath: traffic}
+  {{- end }}
+  {{- if .Values.server.tokensSecret.name }}
+  - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.tlsSecret }}
+  - {name: server-tls, mountPath: /etc/driftd/server-tls, readOnly: true}
   {{- end }}
   {{- if .Values.signing.publicSecret.name }}
   - {name: trusted, mountPath: /etc/driftd/trusted, readOnly: true}
@@ -139,9 +165,46 @@ volumeMounts:
   configMap: {name: {{ include "driftd.fullname" . }}}
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
+{{ include "driftd.storeVolume" . }}
+{{ include "driftd.accessVolumes" . }}
+{{ include "driftd.trustedVolume" . }}
+{{- end }}
+
+{{/* The registry's claim, or room for copies of what lies in an object store. */}}
+{{- define "driftd.storeVolume" -}}
+{{- if eq (include "driftd.store" .) "claim" -}}
 - name: registry
   persistentVolumeClaim: {claimName: {{ include "driftd.registryClaim" . }}}
-{{ include "driftd.trustedVolume" . }}
+{{- else if eq (include "driftd.store" .) "s3" -}}
+- name: cache
+  emptyDir: {sizeLimit: {{ .Values.registry.s3.cache }}}
+{{- end -}}
+{{- end }}
+
+{{/* Credentials of the object store: as variables, which is where AWS' library looks for them. */}}
+{{- define "driftd.storeKeys" -}}
+{{- with .Values.registry.s3 }}
+{{- if and .url .secret }}
+envFrom:
+  - secretRef: {name: {{ .secret }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "driftd.accessVolumes" -}}
+{{- with .Values.server.tokensSecret -}}
+{{- if .name -}}
+- name: tokens
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: tokens}]
+{{- end -}}
+{{- end }}
+{{ with .Values.server.tlsSecret -}}
+- name: server-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end -}}
 {{- end }}
 
 {{- define "driftd.trustedVolume" -}}
