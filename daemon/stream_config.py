@@ -275,12 +275,12 @@ class EventsConfig(Section):
         " a wrong label field, such as an id, from growing a class an event.",
     )
     looks_share: float = Field(
-        default=0.05,
+        default=0.03,
         gt=0,
         le=1,
         description="Of the events that carry their prediction (`fields.prediction`), as many are"
         " looked at for drift and learning as take this share of the loop's time; the others are"
-        " only counted. A twentieth is some 30 short texts a second, or thousands of table rows.",
+        " only counted. That is some 20 short texts a second, or a thousand rows of a table.",
     )
 
 
