@@ -84,7 +84,7 @@ def test_killed_at_random_each_event_is_learned_once_with_its_label(
     lines = (stack.folder / "state" / "ledger.jsonl").read_text().splitlines()
     fates: dict[str, list[str]] = {}
     for line in lines:
-        _, name, _, _, _, fate = json.loads(line)
+        name, _, _, _, fate = json.loads(line)
         fates.setdefault(name, []).append(fate)
     # Taken in once and labelled once, whichever came first.
     assert set(fates) == set(truth)
