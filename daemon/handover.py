@@ -178,6 +178,12 @@ class Handover:
         if consumer is not None:
             consumer.close(timeout_ms=1_000)
 
+    def forget(self, place: Partition) -> None:
+        """Nothing is known of this partition any more: whoever leads again reads it all again."""
+        self.watermarks.pop(place, None)
+        self.positions.clear()
+        self.rest()
+
     def members(self) -> list[dict[str, Any]]:
         """What each daemon has last told of itself; those that fell silent are left out."""
         now = time.monotonic()
