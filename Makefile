@@ -21,7 +21,7 @@ test: $(VENV)/.ready  ## all tests
 	$(BIN)/python -m pytest
 
 soak: $(VENV)/.ready  ## the long tests: hundreds of kills, faults and broken events; an hour
-	$(BIN)/python -m pytest -m slow -n 1 -rP --timeout 14400
+	$(BIN)/python -m pytest -m slow -n 1 -rP --show-capture=stdout --timeout 14400
 
 check: $(VENV)/.ready  ## linter, formatter and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -23,7 +23,7 @@ class Awaiting:
 
     >>> awaiting = Awaiting(100)
     >>> ids = np.array(["a", "b"], dtype=object)
-    >>> awaiting.remember(ids, np.array([3, 4]), "v0001")
+    >>> awaiting.remember(ids, np.array([3, 4]), np.array(["v0001", "v0001"], dtype=object))
     >>> awaiting.settle(np.array(["b", "c"], dtype=object))
     [('v0001', 4), None]
     >>> len(awaiting)
@@ -37,13 +37,16 @@ class Awaiting:
     def __len__(self) -> int:
         return len(self._made)
 
-    def remember(self, ids: NDArray[np.object_], predicted: NDArray[Any], version: str) -> None:
-        """``version`` answered the events of these ids, object [n]; a first answer stands.
+    def remember(
+        self, ids: NDArray[np.object_], predicted: NDArray[Any], versions: NDArray[np.object_]
+    ) -> None:
+        """``versions`` answered the events of these ids, object [n]; a first answer stands.
 
         predicted: int64 [n] of classes, or float64 [n] of numbers.
         """
-        for event_id, label in zip(ids.tolist(), predicted.tolist(), strict=True):
-            self._made.setdefault(event_id, (version, label))
+        made = zip(versions.tolist(), predicted.tolist(), strict=True)
+        for event_id, answer in zip(ids.tolist(), made, strict=True):
+            self._made.setdefault(event_id, answer)
         for old in list(islice(self._made, max(0, len(self._made) - self.limit))):
             del self._made[old]
 

@@ -157,6 +157,14 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
             yield ("sharing", "enabled"), "cannot go with a number as model.target yet"
         if isinstance(source, KafkaSourceConfig) and source.labels is not None:
             yield ("source", "labels"), "cannot go with a number as model.target yet"
+    if config.fields.prediction is not None:
+        what = ("fields", "prediction")
+        if config.model.number:
+            yield what, "cannot go with a number as model.target yet"
+        if isinstance(source, KafkaSourceConfig) and source.labels is not None:
+            yield what, "cannot go with source.labels yet: each event waits with its input"
+        if config.sharing.enabled:
+            yield what, "cannot go with sharing yet: what is only counted is not handed over"
     if config.events.unknown_label == "reject" and not config.model.labels:
         yield (
             ("events", "unknown_label"),

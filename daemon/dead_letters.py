@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections import deque
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -29,6 +28,7 @@ from daemon.stream_config import (
     TopicLettersConfig,
 )
 from deploy.kafka_config import KafkaConnection
+from deploy.kafka_producer import end_producer, open_producer
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -271,38 +271,25 @@ class TopicPost:
 
     def close(self) -> None:
         """Close the producer without waiting for what it still holds."""
-        from kafka.errors import KafkaError
-
         producer, self._producer = self._producer, None
         self._sent.clear()
-        if producer is None:
-            return
-        try:
-            producer.close(timeout=0.5)
-        except KafkaError:
-            # With letters under way it gives up before it has ended its thread.
-            producer._sender.force_close()
-            with suppress(KafkaError):
-                producer.close(timeout=0.5)
+        if producer is not None:
+            end_producer(producer)
 
     def _open(self) -> Any:
         if self._producer is None:
-            from kafka import KafkaProducer
-
-            self._producer = KafkaProducer(
-                **{
-                    "client_id": "driftd-dead-letters",
-                    "allow_auto_create_topics": False,
-                    # Letters are told apart by their offset; a gap in a producer's own numbering,
-                    # which a long outage leaves, must not stop it for good.
-                    "enable_idempotence": False,
-                    "acks": "all",
-                    "bootstrap_timeout_ms": BOOTSTRAP_MS,
-                    "max_block_ms": BOOTSTRAP_MS,
-                    "max_request_size": MAX_REQUEST,
-                    "delivery_timeout_ms": int(FLUSH_SECONDS * 1000),
-                    "request_timeout_ms": int(FLUSH_SECONDS * 500),
-                }
-                | self._connection.options_of(KafkaProducer)
-            )
+            settings = {
+                "client_id": "driftd-dead-letters",
+                "allow_auto_create_topics": False,
+                # Letters are told apart by their offset; a gap in a producer's own numbering,
+                # which a long outage leaves, must not stop it for good.
+                "enable_idempotence": False,
+                "acks": "all",
+                "bootstrap_timeout_ms": BOOTSTRAP_MS,
+                "max_block_ms": BOOTSTRAP_MS,
+                "max_request_size": MAX_REQUEST,
+                "delivery_timeout_ms": int(FLUSH_SECONDS * 1000),
+                "request_timeout_ms": int(FLUSH_SECONDS * 500),
+            }
+            self._producer = open_producer(self._connection, settings)
         return self._producer

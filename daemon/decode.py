@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon import plain
 from daemon.events import EventBatch, Rejected
 from daemon.formats import Reader, read_json
+from daemon.plain import FIRST_SECOND, LAST_SECOND, Feature
 from daemon.refusals import MISSING, Reason, RefusedError, kind_of, short, unfit
 from daemon.stream_config import EventsConfig, FieldsConfig
 
@@ -33,21 +35,8 @@ UNLABELLED_WARNING = 1000  # events without a label field before that is worth a
 
 # Below the bound a number counts that unit; 1e11 seconds is the year 5138, 1e11 ms March 1973.
 EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (math.inf, 1e9))
-FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_800.0  # the years 1 to 9999
 
 Getter = Callable[[dict[str, Any]], Any]
-
-
-class Feature(Protocol):
-    """A declared feature of a table."""
-
-    @property
-    def name(self) -> str:
-        """The feature's name in the model."""
-
-    @property
-    def kind(self) -> Literal["numeric", "boolean", "categorical", "hashed"]:
-        """What its values are."""
 
 
 @dataclass(slots=True)
@@ -96,7 +85,7 @@ class KnownLabels:
             return None
         if self._numbers:
             return _number_label(path, value)
-        label = value if type(value) is str else plain(value)
+        label = value if type(value) is str else as_text(value)
         if label is None:
             raise unfit(path, value, "the label", "text, a whole number or a boolean")
         if not label:
@@ -104,6 +93,15 @@ class KnownLabels:
         if label not in self._labels:
             self._admit(path, label)
         return label
+
+    def column(self, path: str, values: Sequence[Any]) -> Sequence[Any]:
+        """What `read` gives for each of the values, [n]. Raises NotPlain where one is new."""
+        if not self._numbers:
+            return plain.among(values, self._labels)
+        try:
+            return [self.read(path, value) for value in values]
+        except RefusedError:
+            raise plain.NotPlain from None
 
     def _admit(self, path: str, label: str) -> None:
         """Accept a label seen for the first time, or refuse the event."""
@@ -165,6 +163,8 @@ class Decoder:
         self._label = getter(fields.label)
         self._id = (fields.id, getter(fields.id)) if fields.id else None
         self._labeller = getter(fields.labeller) if fields.labeller else None
+        self._prediction = getter(fields.prediction) if fields.prediction else None
+        self._version = getter(fields.version) if fields.version else None
         self._time = (fields.time, getter(fields.time)) if fields.time else None
         self._input: Callable[[dict[str, Any]], Any]
         if features is None:
@@ -172,6 +172,8 @@ class Decoder:
             self._input = _text_reader(fields.input)
         else:
             self.read_rows(features)
+        self._features = features
+        self._plain = self._columns_wanted()
         self.known = KnownLabels(events, numbers)
         #: Whether events are meant to carry their label; where none does, that is worth a warning.
         self.labels_expected = True
@@ -181,6 +183,8 @@ class Decoder:
         """Read tables of these features from now on."""
         self._dtype = features_dtype(features)
         self._input = _row_reader(features, self._fields.features, self._hint)
+        self._features = features
+        self._plain = self._columns_wanted()
 
     def glance(self, value: bytes | None, size: int | None = None) -> dict[str, Any] | None:
         """The object in a record, None where there is none; nothing is counted or refused.
@@ -206,12 +210,19 @@ class Decoder:
         Raises FormatAway, where it cannot be told for now, and nothing else.
         """
         now = self._clock()
+        if self._plain and len(records) and not records.oversized:
+            try:
+                return self._decode_plain(records, now), []
+            except plain.NotPlain:
+                pass  # each record is looked at by itself
         kept: list[int] = []
         ids: list[str] = []
         times: list[float] = []
         inputs: list[Any] = []
         labels: list[str | None] = []
         labellers: list[str | None] = []
+        predictions: list[str | None] = []
+        versions: list[str | None] = []
         rejected: list[Rejected] = []
         for i, value in enumerate(records.values):
             try:
@@ -228,7 +239,9 @@ class Decoder:
             inputs.append(item)
             times.append(seconds)
             labels.append(label)
-            labellers.append(self._read_labeller(event))
+            labellers.append(_name_in(self._labeller, event, MAX_ID))
+            predictions.append(_name_in(self._prediction, event, MAX_LABEL))
+            versions.append(_name_in(self._version, event, MAX_ID))
             place = records.topics[i], records.partitions[i], records.offsets[i]
             ids.append(name if name is not None else "{}:{}:{}".format(*place))
         batch = EventBatch(
@@ -240,8 +253,80 @@ class Decoder:
             partitions=np.array([records.partitions[i] for i in kept], dtype=np.int32),
             offsets=np.array([records.offsets[i] for i in kept], dtype=np.int64),
             labellers=objects(labellers) if self._labeller else None,
+            predictions=objects(predictions) if self._prediction else None,
+            versions=objects(versions) if self._version else None,
         )
         return batch, rejected
+
+    def _columns_wanted(self) -> dict[str, str]:
+        """Column to field for the short way; none where it cannot be gone.
+
+        It reads JSON, and no field that lies within another.
+        """
+        fields = self._fields
+        if self._read is not read_json or (self._features is not None and not self._features):
+            return {}
+        wanted = {
+            "label": fields.label,
+            "id": fields.id,
+            "time": fields.time,
+            "labeller": fields.labeller,
+            "prediction": fields.prediction,
+            "version": fields.version,
+        }
+        if self._features is None:
+            wanted |= {f"input {i}": path for i, path in enumerate(fields.input)}
+        else:
+            for i, f in enumerate(self._features):
+                wanted[f"input {i}"] = fields.features.get(f.name, f.name)
+        found = {column: path for column, path in wanted.items() if path}
+        several = self._features is None and len(fields.input) > 1
+        return {} if several or any("." in path for path in found.values()) else found
+
+    def _decode_plain(self, records: Records, now: Now) -> EventBatch:
+        """All records as events. Raises `NotPlain` where one is out of the ordinary."""
+        wanted, limits = self._plain, self._events
+        values = plain.events_of(records.values, limits.max_event_bytes, list(wanted.values()))
+        column = dict(zip(wanted, values, strict=True))
+        if self._features is None:
+            inputs = plain.objects(plain.texts(column["input 0"], visible=True))
+        else:
+            features = [column[f"input {i}"] for i in range(len(self._features))]
+            inputs = plain.rows(features, self._features, self._dtype)
+        if "time" in column:
+            times = plain.seconds(column["time"])
+        else:
+            times = np.array(records.timestamps, dtype=np.float64)
+            times = np.where(times == NO_TIME, now.clock, times / 1000.0)
+        oldest = limits.max_age_seconds
+        if (times > now.late + limits.max_future_seconds).any() or (
+            oldest is not None and (times < now.early - oldest).any()
+        ):
+            raise plain.NotPlain
+        if "id" in column:
+            ids = plain.texts(column["id"], MAX_ID)
+        else:
+            ids = plain.names(records.topics, records.partitions, records.offsets)
+        labels = self.known.column(self._label_path, column["label"])
+
+        def named(what: str, longest: int) -> NDArray[np.object_] | None:
+            if what not in column:
+                return None
+            return plain.objects(plain.texts(column[what], longest))
+
+        self._unlabelled = -1
+        return EventBatch(
+            ids=plain.objects(ids),
+            times=times,
+            inputs=inputs,
+            labels=plain.objects(labels),
+            topics=plain.objects(records.topics),
+            partitions=np.array(records.partitions, dtype=np.int32),
+            offsets=np.array(records.offsets, dtype=np.int64),
+            labellers=named("labeller", MAX_ID),
+            predictions=named("prediction", MAX_LABEL),
+            versions=named("version", MAX_ID),
+        )
 
     def _column(self, inputs: list[Any]) -> NDArray[np.generic]:
         if self._dtype.names is None:
@@ -267,12 +352,6 @@ class Decoder:
             return None
         self._unlabelled = -1
         return self.known.read(self._label_path, value)
-
-    def _read_labeller(self, event: dict[str, Any]) -> str | None:
-        """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""
-        if self._labeller is None:
-            return None
-        return read_labeller(self._labeller(event))
 
     def _count_unlabelled(self) -> None:
         if self._unlabelled < 0:
@@ -310,10 +389,14 @@ def read_id(path: str, value: Any) -> str:
     raise unfit(path, value, "the id", f"a text of 1 to {MAX_ID} characters or a whole number")
 
 
-def read_labeller(value: Any) -> str | None:
-    """Who gave the label; whatever is no name is nobody, and no reason to refuse the event."""
-    name = value if type(value) is str else plain(value)
-    return name if name and len(name) <= MAX_ID else None
+def read_name(value: Any, longest: int = MAX_ID) -> str | None:
+    """A name that is there for information; whatever is none is no reason to refuse the event."""
+    name = value if type(value) is str else as_text(value)
+    return name if name and len(name) <= longest else None
+
+
+def _name_in(get: Getter | None, event: dict[str, Any], longest: int) -> str | None:
+    return None if get is None else read_name(get(event), longest)
 
 
 class Now(NamedTuple):
@@ -485,13 +568,13 @@ def _category(path: str, name: str, value: Any) -> str | None:
         return value or None
     if value is MISSING or value is None:
         return None
-    text = plain(value) or (repr(value) if type(value) is float else None)
+    text = as_text(value) or (repr(value) if type(value) is float else None)
     if text is None:
         raise unfit(path, value, f"feature '{name}'", "text, a number or a boolean")
     return text
 
 
-def plain(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """Text of a boolean or whole number; a float counts if it is whole, as 3.0 for 3."""
     if type(value) is bool:
         return "true" if value else "false"

@@ -17,7 +17,7 @@ from daemon.decode import (
     getter,
     objects,
     read_id,
-    read_labeller,
+    read_name,
     read_object,
     refused_record,
 )
@@ -89,7 +89,7 @@ class LabelDecoder:
             ids.append(name)
             labels.append(label)
             times.append(seconds)
-            labellers.append(read_labeller(self._labeller(found)) if self._labeller else None)
+            labellers.append(read_name(self._labeller(found)) if self._labeller else None)
         batch = LabelBatch(
             objects(ids), objects(labels), np.array(times, dtype=np.float64), objects(labellers)
         )

@@ -23,6 +23,8 @@ class EventBatch:
     inputs: [n], see the module's docstring. labels: object [n] of str, or None where the label
     has not arrived. topics: object [n] of str; partitions: int32 [n]; offsets: int64 [n].
     labellers: object [n] of str, or None where it is not known who gave the label.
+    predictions: object [n] of str, or None where the event does not carry what was answered;
+    versions: object [n] of str, who answered, or None for whoever serves.
     """
 
     ids: NDArray[np.object_]
@@ -33,6 +35,8 @@ class EventBatch:
     partitions: NDArray[np.int32]
     offsets: NDArray[np.int64]
     labellers: NDArray[np.object_] | None = None
+    predictions: NDArray[np.object_] | None = None
+    versions: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,12 +12,11 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import orjson
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from numpy.typing import NDArray
 
@@ -28,6 +27,7 @@ from daemon.joining import packed, unpacked
 from daemon.sources.source import Partition
 from daemon.stream_config import SharingConfig
 from deploy.kafka_config import KafkaConnection
+from deploy.kafka_producer import end_producer, open_producer
 
 log = logging.getLogger("driftd.handover")
 
@@ -178,6 +178,12 @@ class Handover:
         if consumer is not None:
             consumer.close(timeout_ms=1_000)
 
+    def forget(self, place: Partition) -> None:
+        """Nothing is known of this partition any more: whoever leads again reads it all again."""
+        self.watermarks.pop(place, None)
+        self.positions.clear()
+        self.rest()
+
     def members(self) -> list[dict[str, Any]]:
         """What each daemon has last told of itself; those that fell silent are left out."""
         now = time.monotonic()
@@ -192,15 +198,8 @@ class Handover:
 
     def _end_producer(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        try:
-            producer.close(timeout=0.5)
-        except KafkaError:
-            # With records under way it gives up before it has ended its thread.
-            producer._sender.force_close()
-            with suppress(KafkaError):
-                producer.close(timeout=0.5)
+        if producer is not None:
+            end_producer(producer)
 
     def _sampled(self, name: str) -> bool:
         digest = hashlib.blake2b(f"handover:{name}".encode("utf-8", "replace"), digest_size=4)
@@ -252,18 +251,16 @@ class Handover:
             if time.monotonic() < self._write_again:
                 raise HandoverError(f"the broker of {self.topic!r} is away")
             self._write_again = time.monotonic() + RETRY_SECONDS
-            self._producer = KafkaProducer(
-                **{
-                    "client_id": "driftd-handover",
-                    "allow_auto_create_topics": False,
-                    "bootstrap_timeout_ms": BOOTSTRAP_MS,
-                    "max_block_ms": BOOTSTRAP_MS,
-                    "max_request_size": MOST_BYTES,
-                    "delivery_timeout_ms": int(FLUSH_SECONDS * 1000),
-                    "request_timeout_ms": int(FLUSH_SECONDS * 500),
-                }
-                | self._connection.options_of(KafkaProducer)
-            )
+            settings = {
+                "client_id": "driftd-handover",
+                "allow_auto_create_topics": False,
+                "bootstrap_timeout_ms": BOOTSTRAP_MS,
+                "max_block_ms": BOOTSTRAP_MS,
+                "max_request_size": MOST_BYTES,
+                "delivery_timeout_ms": int(FLUSH_SECONDS * 1000),
+                "request_timeout_ms": int(FLUSH_SECONDS * 500),
+            }
+            self._producer = open_producer(self._connection, settings)
         return self._producer
 
     def _reader(self) -> Any:

@@ -47,7 +47,7 @@ def infer(events: Sequence[Mapping[str, Any]], fields: FieldsConfig) -> Inferred
     """The features of a table in the order in which its fields appear.
 
     A field of a nested object is named by its path, ``customer.country``; one that ``fields`` maps
-    has the name given there. Label, id, time and labeller are none, nor are lists.
+    has the name given there. Label, prediction and the like are none, nor are lists.
 
     >>> shop = [{"amount": 3, "country": "DE", "label": "a"}, {"amount": 4.5, "label": "b"}]
     >>> infer(shop, FieldsConfig()).sentence
@@ -61,7 +61,8 @@ def infer(events: Sequence[Mapping[str, Any]], fields: FieldsConfig) -> Inferred
                 lists[path] = None
             else:
                 columns.setdefault(path, []).append(value)
-    taken = {fields.label, fields.id, fields.time, fields.labeller}
+    mapped = (fields.label, fields.id, fields.time, fields.labeller)
+    taken = {*mapped, fields.prediction, fields.version}
     names = {path: name for name, path in fields.features.items()}
     found, notes = [], [f"{path} holds lists: left out" for path in lists if path not in taken]
     for path, values in columns.items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,11 @@ MOST_BYTES = 16 * 1024 * 1024  # of lines that wait for the disk, before reading
 
 
 class Ledger:
-    """A file of JSON lines: ``[number, id, topic, partition, offset, fate]``.
+    """A file of JSON lines: ``[id, topic, partition, offset, fate]``, in the order of learning.
 
-    number: which event of all it was. fate: "labelled" (its label counted), "unlabelled", or
-    "held" (its label went to the quarantine). A label that comes later, by itself, has a line of
-    its own: "joined", or "held". Not thread-safe.
+    fate: "labelled" (its label counted), "unlabelled", or "held" (its label went to the
+    quarantine). A label that comes later, by itself, has a line of its own: "joined", or "held".
+    Not thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,20 +43,18 @@ class Ledger:
         """Whether the loop should stop reading until a `sync` succeeds."""
         return self._bytes >= MOST_BYTES
 
-    def note(
-        self, first: int, batch: EventBatch, labelled: NDArray[np.bool_], held: NDArray[np.bool_]
-    ) -> None:
-        """Take down ``n`` events, numbered from ``first``; labelled and held: bool [n]."""
+    def note(self, batch: EventBatch, labelled: NDArray[np.bool_], held: NDArray[np.bool_]) -> None:
+        """Take down ``n`` events; labelled and held: bool [n]."""
         fates = np.where(held, "held", np.where(labelled, "labelled", "unlabelled")).tolist()
-        self._write(range(first, first + len(batch)), batch, fates)
+        self._write(batch, fates)
 
-    def later(self, numbers: NDArray[np.int64], batch: EventBatch, held: NDArray[np.bool_]) -> None:
-        """Labels came of ``n`` events noted before; numbers: int64 [n], held: bool [n]."""
-        self._write(numbers.tolist(), batch, np.where(held, "held", "joined").tolist())
+    def later(self, batch: EventBatch, held: NDArray[np.bool_]) -> None:
+        """Labels came of ``n`` events noted before; held: bool [n]."""
+        self._write(batch, np.where(held, "held", "joined").tolist())
 
-    def _write(self, numbers: Iterable[int], batch: EventBatch, fates: list[str]) -> None:
+    def _write(self, batch: EventBatch, fates: list[str]) -> None:
         columns = (batch.ids, batch.topics, batch.partitions, batch.offsets)
-        rows = zip(numbers, *(column.tolist() for column in columns), fates, strict=True)
+        rows = zip(*(column.tolist() for column in columns), fates, strict=True)
         lines = b"".join(orjson.dumps(row) + b"\n" for row in rows)
         self._waiting.append(lines)
         self._bytes += len(lines)

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from daemon.events import EMPTY, EventBatch, LabelBatch
 from daemon.joining import JoinError, JoinFull, Waiting
 from daemon.journal import JournalWriter
 from daemon.ledger import Ledger
+from daemon.looks import Looks
 from daemon.metrics import Metrics
 from daemon.pace import Pace
 from daemon.repair import Repair
@@ -49,9 +50,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("driftd.loop")
 
 MAX_EVENTS = 256
+READY_EVENTS = 4096  # a turn, where events carry their prediction
 POLL_SECONDS = 0.2
 ONLINE_CHUNK = 32
 RETRY_SECONDS = 2.0
+REPORT_SECONDS = 0.25  # between two reports while events come in
 # While an incident is open its monitors go on alarming: diagnosed anew after so many events.
 TOLD_AGAIN = 256
 
@@ -106,6 +109,7 @@ class Loop:
             clock,
         )
         self.pace = Pace(config.events, self.journal, self.metrics)
+        self.looks = Looks(config.events.looks_share, clock) if config.fields.prediction else None
         self.admission = Admission(config, self.state, self.journal, self.metrics)
         #: Where labels come on a topic of their own.
         self.delayed: Delayed | None = None
@@ -129,6 +133,7 @@ class Loop:
         self._last_time = float("nan")
         self._connected: bool | None = None
         self._torn = False
+        self._reported = -math.inf
         self._finite = isinstance(config.source, FileSourceConfig) and not config.source.follow
 
     # ---------------------------------------------------------------- life
@@ -261,9 +266,12 @@ class Loop:
             # A full disk or a store that is away: go on observing, try again in a moment.
             self._repair_again = self.clock.monotonic() + RETRY_SECONDS
             self._survived("repair", error)
+        self._tell_looks()
         self.journal.flush()
         self._checkpoint_if_due()
-        self._report()
+        if not len(batch) or time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report()
+            self._reported = time.monotonic()
         return len(polled.batch) + len(polled.labels) + len(polled.rejected)
 
     def take_in(self, batch: EventBatch) -> None:
@@ -279,6 +287,17 @@ class Loop:
         self._last_time = float(batch.times[-1])
         features = batch.features
         batch = replace(batch, inputs=state.past.extend(batch.inputs, batch.labels))
+        ready = np.full(len(batch), -1, dtype=np.int64)
+        if batch.predictions is not None:
+            ready = state.classes.known(batch.predictions)
+        if self.champion is not None and self.looks is not None:
+            looked = self._count(batch, labels, ready, self.looks)
+            batch, labels, ready = batch.take(looked), labels[looked], ready[looked]
+            truth = labels  # of a number, no event carries its prediction
+            if not len(batch):
+                return
+            numbers = numbers[: len(batch)]
+            features = {name: column[looked] for name, column in features.items()}
         if self.champion is None:
             state.memory.add(_examples(batch, numbers, labels, truth), "")
             self._note(batch, known, labels)
@@ -286,14 +305,35 @@ class Loop:
                 self.delayed.keep(batch, numbers)
             state.events += len(batch)
             return
+        began = time.perf_counter()
+        self._look_at(batch, numbers, labels, truth, ready, features, self.champion)
+        if self.looks is not None:
+            self.looks.spent(time.perf_counter() - began, len(batch))
+
+    def _look_at(
+        self,
+        batch: EventBatch,
+        numbers: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        truth: NDArray[Any],
+        ready: NDArray[np.int64],
+        features: Mapping[str, NDArray[np.generic]],
+        champion: Served,
+    ) -> None:
+        """Predict, watch and learn; ``features`` are the columns without those of the past.
+
+        ready: int64 [n], the class that the event says was answered, -1 where it says none.
+        """
+        state, known = self.state, labels >= 0
         with self.metrics.inference_seconds().time():
-            answer = self.champion.answer(batch.inputs)
+            answer = champion.answer(batch.inputs)
         if self.delayed is not None:
-            self.delayed.keep(batch, numbers, answer, self.champion)
+            self.delayed.keep(batch, numbers, answer, champion)
         else:
-            version = self.champion.version
-            state.awaiting.remember(batch.ids[~known], answer.predicted[~known], version)
-        signals = self._learn(batch, numbers, labels, truth, answer, features)
+            answered = np.where(ready >= 0, ready, answer.predicted)[~known]
+            who = np.where(ready >= 0, self._who(batch), champion.version)[~known]
+            state.awaiting.remember(batch.ids[~known], answered, who)
+        signals = self._learn(batch, numbers, labels, truth, answer, features, ready=ready)
         state.events += len(batch)
         self._alarm(signals)
 
@@ -318,14 +358,14 @@ class Loop:
         if self.champion is None:
             state.memory.add(_examples(batch, joined.numbers, labels, truth), "")
             if self.ledger:
-                self.ledger.later(joined.numbers, batch, labels < 0)
+                self.ledger.later(batch, labels < 0)
             return
         with self.metrics.inference_seconds().time():
             answer = joined.answer(self.champion)
         made = dict(zip(batch.ids.tolist(), joined.made, strict=True))
         told = [feature.name for feature in self.config.model.context]
         features = {name: c for name, c in batch.features.items() if name not in told}
-        signals = self._learn(batch, joined.numbers, labels, truth, answer, features, made)
+        signals = self._learn(batch, joined.numbers, labels, truth, answer, features, made=made)
         self._alarm(signals, later=True)
 
     def _learn(
@@ -335,14 +375,16 @@ class Loop:
         labels: NDArray[np.int64],
         truth: NDArray[Any],
         answer: Answer,
-        features: dict[str, NDArray[np.generic]],
+        features: Mapping[str, NDArray[np.generic]],
+        *,
+        ready: NDArray[np.int64] | None = None,
         made: dict[str, Made | None] | None = None,
     ) -> list[Signal]:
         """Judge with the labels, watch, and learn; the signals of the monitors.
 
         ``labels``: int64 [n], -1 where none is known; those that are held back become so too.
-        ``truth``: [n], see `State.read_labels`. ``made``: for events that were watched before, who
-        answered them what.
+        ``truth``: [n], see `State.read_labels`. ``ready``: see `_look_at`. ``made``: for events
+        that were watched before, who answered them what.
         """
         state, champion = self.state, self.champion
         assert champion is not None
@@ -356,8 +398,8 @@ class Loop:
         if made is None:
             self._note(batch, known, labels)
         elif self.ledger:
-            self.ledger.later(numbers, batch, labels < 0)
-        given, own = self._given(batch, answer, labels, truth, made)
+            self.ledger.later(batch, labels < 0)
+        given, own = self._given(batch, answer, labels, truth, ready, made)
         state.prequential.observe(numbers[own], right(state.scale, given[own], truth[own]))
         if state.scale:
             state.residuals.observe(given[own], truth[own])
@@ -384,12 +426,12 @@ class Loop:
     def _note(self, batch: EventBatch, known: NDArray[np.bool_], labels: NDArray[np.int64]) -> None:
         """Into the ledger. known: bool [n], a label came; labels: int64 [n], -1 if none counts."""
         if self.ledger:
-            self.ledger.note(self.state.events, batch, known, known & (labels < 0))
+            self.ledger.note(batch, known, known & (labels < 0))
 
     def _observed(
         self,
         times: NDArray[np.float64],
-        features: dict[str, NDArray[np.generic]],
+        features: Mapping[str, NDArray[np.generic]],
         answer: Answer,
         labels: NDArray[np.int64],
         truth: NDArray[Any],
@@ -405,26 +447,83 @@ class Loop:
         wrong = ~scale.right(answer.predicted, truth)
         return Observations(embeddings, answered, parts, times, features, wrong)
 
+    def _who(self, batch: EventBatch) -> NDArray[np.object_]:
+        """Who answered each event, object [n] of str: the champion, unless the event says."""
+        assert self.champion is not None
+        who = np.full(len(batch), self.champion.version, dtype=object)
+        if batch.versions is not None:
+            who[:] = [version or self.champion.version for version in batch.versions]
+        return who
+
+    def _count(
+        self,
+        batch: EventBatch,
+        labels: NDArray[np.int64],
+        ready: NDArray[np.int64],
+        looks: Looks,
+    ) -> NDArray[np.int64]:
+        """Count events as they were answered, all but those that are to be looked at: their rows.
+
+        labels and ready: int64 [n], the true class and the answer that the event carries, -1 for
+        none. An event without an answer is always looked at.
+        """
+        state = self.state
+        assert state.champion is not None
+        carried = np.flatnonzero(ready >= 0)
+        looked = np.ones(len(batch), dtype=np.bool_)
+        looked[carried] = False
+        looked[carried[looks.choose(len(carried))]] = True
+        rows = np.flatnonzero(~looked)
+        state.passed += len(rows)
+        labelled = labels[rows] >= 0
+        hits = ready[rows] == labels[rows]
+        who = None if batch.versions is None else self._who(batch)[rows]
+        mine = labelled if who is None else labelled & (who == state.champion)
+        numbers = np.full(int(mine.sum()), state.events, dtype=np.int64)
+        state.prequential.observe(numbers, hits[mine])
+        state.record(state.champion, hits[mine])
+        if who is not None:
+            others = labelled & ~mine
+            for version in set(who[others].tolist()):
+                state.record(version, hits[others & (who == version)])
+        waits = rows[~labelled]
+        if len(waits):
+            state.awaiting.remember(batch.ids[waits], ready[waits], self._who(batch)[waits])
+        if len(state.awaiting):
+            state.awaiting.settle(batch.ids[rows[labelled]])
+        if self.ledger:
+            self.ledger.note(batch.take(rows), labelled, np.zeros(len(rows), dtype=np.bool_))
+        return np.flatnonzero(looked)
+
     def _given(
         self,
         batch: EventBatch,
         answer: Answer,
         labels: NDArray[np.int64],
         truth: NDArray[Any],
-        known: dict[str, Made | None] | None = None,
+        ready: NDArray[np.int64] | None,
+        known: dict[str, Made | None] | None,
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """What was answered, [n], when each event came; and where the champion did so, bool [n].
 
-        A label that comes late counts for the version that answered, with the answer it gave.
+        A label that comes late counts for the version that answered, with the answer it gave:
+        ``known`` has it, or what awaits its label. So does an event that carries its answer, which
+        ``ready`` has.
         """
         state = self.state
         assert state.champion is not None
+        carried = np.zeros(len(batch), dtype=np.bool_) if ready is None else ready >= 0
         given, own = answer.predicted.copy(), labels >= 0
+        if ready is not None:
+            given[carried] = ready[carried]
+        who = None if batch.versions is None else self._who(batch)
         rows = np.flatnonzero(labels >= 0)
         ids = batch.ids[rows]
         found = state.awaiting.settle(ids) if known is None else [known[i] for i in ids]
         for row, made in zip(rows.tolist(), found, strict=True):
-            if made is None:
+            if carried[row] and who is not None and who[row] != state.champion:
+                made = who[row], given[row]
+            if made is None or (carried[row] and made[0] == state.champion):
                 continue
             version, given[row] = made
             mine = version == state.champion
@@ -499,6 +598,14 @@ class Loop:
             ours = score(state.scale, state.online.judge(*seen), known)
             state.online_test.observe(ours, score(state.scale, answer.predicted[chunk], known))
             state.online.learn(*seen, known)
+
+    def _tell_looks(self) -> None:
+        if self.looks is not None and (share := self.looks.news()) is not None:
+            self.journal.write(
+                "sampling" if self.looks.sampling else "sampling-ended",
+                share=round(share, 4),
+                looks_share=self.looks.share,
+            )
 
     def _meet_rivals(
         self,
@@ -583,7 +690,8 @@ class Loop:
                 # A file can wait: its events meet the model that a live stream would have met.
                 time.sleep(POLL_SECONDS / 4)
                 return Poll(EMPTY, [], {})
-            return self.source.poll(MAX_EVENTS, POLL_SECONDS)
+            ready = self.looks is not None and self.champion is not None
+            return self.source.poll(READY_EVENTS if ready else MAX_EVENTS, POLL_SECONDS)
         except (DeadLetterError, CheckpointError) as error:
             if isinstance(error, JoinError) and not isinstance(error, JoinFull):
                 raise
@@ -804,7 +912,8 @@ class Loop:
             "features": {f.name: f.kind for f in self.config.model.features},
             "paused": self.paused,
             "pinned": self.pinned,
-            "events": state.events,
+            "events": state.events + state.passed,
+            "only_counted": state.passed,
             "labelled": state.prequential.labelled,
             "right": state.prequential.right,
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},

@@ -449,7 +449,7 @@ class CheckpointConfig(Section):
     ledger: bool = Field(
         default=False,
         description="Note each event that was taken in, in `ledger.jsonl` beside the checkpoints:"
-        " `[number, id, topic, partition, offset, fate]`. For audits; about 80 bytes an event,"
+        " `[id, topic, partition, offset, fate]`. For audits; about 80 bytes an event,"
         " and never shortened, so it is off unless asked for.",
     )
     stop_seconds: float = Field(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,12 +58,15 @@ class Classes:
 
     def index(self, labels: NDArray[np.object_]) -> NDArray[np.int64]:
         """Labels (object [n] of str or None) as int64 [n]; -1 for None. New names are added."""
-        known = self._index
-        numbers = (
-            -1 if label is None else known[label] if label in known else self.add(label)
-            for label in labels
-        )
-        return np.fromiter(numbers, dtype=np.int64, count=len(labels))
+        for name in dict.fromkeys(labels):
+            if name is not None:
+                self.add(name)
+        return self.known(labels)
+
+    def known(self, names: NDArray[np.object_]) -> NDArray[np.int64]:
+        """The same, but a name that nobody met is -1 and stays unknown."""
+        found = map(self._index.get, names, repeat(-1))
+        return np.fromiter(found, dtype=np.int64, count=len(names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,6 +268,8 @@ class Sharing:
             self.handover.watermarks[place] = position
         else:
             forgotten = self._forget(place)
+            if self.handover is not None:
+                self.handover.forget(place)
         self._metrics.partition_moves(what).inc()
         self._journal.write(
             f"partition-{what}",

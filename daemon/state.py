@@ -80,6 +80,8 @@ class State:
         #: By version; those of the oldest are forgotten.
         self.records: dict[str, Record] = {}
         self.events = 0
+        #: Events beyond those, which were counted as they were answered and not looked at.
+        self.passed = 0
         self.positions: dict[tuple[str, int], int] = {}
         self.champion: str | None = None
         self.champion_event = 0
@@ -211,6 +213,7 @@ class State:
             "scale": self.scale.as_dict() if self.scale else None,
             "features": [f.model_dump() for f in self.config.model.features],
             "events": self.events,
+            "passed": self.passed,
             "positions": self.listed_positions(),
             "champion": self.champion,
             "champion_event": self.champion_event,
@@ -288,6 +291,7 @@ class State:
             self.quarantine.restore(found, under("quarantine", arrays))
         self.records = {v: Record(*counts) for v, counts in values.get("records", {}).items()}
         self.events = values["events"]
+        self.passed = values.get("passed", 0)
         self.positions = {(t, p): offset for t, p, offset in values["positions"]}
         self.champion = values["champion"]
         self.champion_event = values["champion_event"]

@@ -232,6 +232,18 @@ class FieldsConfig(Section):
         description="Field that says who gave the label: a person, a tool, a site. With it, a"
         " labeller whose labels contradict all others', or flood them, is held back (`guard`).",
     )
+    prediction: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the class that the served model answered, where the events carry"
+        " it. Every event then counts for the accuracy as it was answered, and only a part is run"
+        " through the model once more, for drift and learning (`events.looks_share`).",
+    )
+    version: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field with the version that made the prediction; empty: the champion.",
+    )
     time: str | None = Field(
         default=None,
         min_length=1,
@@ -270,6 +282,14 @@ class EventsConfig(Section):
         ge=2,
         description="Most classes that a model may grow to; beyond, new labels are refused. Stops"
         " a wrong label field, such as an id, from growing a class an event.",
+    )
+    looks_share: float = Field(
+        default=0.03,
+        gt=0,
+        le=1,
+        description="Of the events that carry their prediction (`fields.prediction`), as many are"
+        " looked at for drift and learning as take this share of the loop's time; the others are"
+        " only counted. That is some 20 short texts a second, or a thousand rows of a table.",
     )
     behind_events: int | None = Field(
         default=None,

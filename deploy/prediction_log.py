@@ -21,6 +21,7 @@ import orjson
 
 from deploy.config import PredictionLogConfig
 from deploy.errors import LogError
+from deploy.kafka_producer import end_producer, open_producer
 from deploy.metrics import Metrics
 from deploy.preprocess import Preprocessor, Tensors
 from deploy.session import Prediction
@@ -126,29 +127,26 @@ class PredictionLog:
                 self._producer.flush(timeout=left)
             except Exception as error:  # what is not delivered counts itself as failed
                 self._complain(error)
-            self._producer.close(timeout=1.0)
+            end_producer(self._producer)
 
     def _late(self) -> bool:
         return self._ending and time.monotonic() > self._end_at
 
     def _connect(self) -> bool:
-        from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
+        settings = {
+            "client_id": "driftd-server",
+            "allow_auto_create_topics": False,
+            "enable_idempotence": False,  # an outage must not stop it for good
+            "acks": 1,
+            "linger_ms": 20,
+            "bootstrap_timeout_ms": _BLOCK_MS,
+            "max_block_ms": _BLOCK_MS,
+            "max_request_size": _MAX_RECORD,
+        }
         try:
-            self._producer = KafkaProducer(
-                **{
-                    "client_id": "driftd-server",
-                    "allow_auto_create_topics": False,
-                    "enable_idempotence": False,  # an outage must not stop it for good
-                    "acks": 1,
-                    "linger_ms": 20,
-                    "bootstrap_timeout_ms": _BLOCK_MS,
-                    "max_block_ms": _BLOCK_MS,
-                    "max_request_size": _MAX_RECORD,
-                }
-                | self._config.options_of(KafkaProducer)
-            )
+            self._producer = open_producer(self._config, settings)
         except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
             self._complain(error)
             return False

@@ -139,7 +139,8 @@ class KafkaSource:
             if self._shared and place not in self._begun:
                 continue
             expected = self._positions.get(place, 0)
-            found = [record for record in found if record.offset >= expected]
+            if found and found[0].offset < expected:  # offsets ascend
+                found = [record for record in found if record.offset >= expected]
             if not found:
                 continue
             moved[place] = found[-1].offset + 1

@@ -1,5 +1,7 @@
 """Decoding: every kind of bad record has its reason, good ones become the right columns."""
 
+import dataclasses
+import itertools
 import logging
 import math
 from datetime import UTC, datetime
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.decode import NO_TIME, Decoder, Reason, Records, features_dtype
+from daemon import plain
+from daemon.decode import NO_TIME, Decoder, Now, Reason, Records, features_dtype
 from daemon.stream_config import EventsConfig, FieldsConfig
 from learn.config import FeatureConfig
 
@@ -471,3 +474,72 @@ def test_a_clock_that_jumps_refuses_nothing() -> None:
     assert decoder.decode(early)[1][0].reason == "too_old"
     late = Records([b'{"text": "no", "time": %d}' % (NOW + 2e8)], ["t"], [0], [0], [NO_TIME])
     assert decoder.decode(late)[1][0].reason == "future"
+
+
+TIMES = [1.7e9, 1_700_000_000, 1.7e12, 1.7e15, 1.7e18, -5, "2023-11-14T22:13:20+00:00",
+         "2023-11-14", " 2023-11-14T22:13:20Z", 1e300, True, None]  # fmt: skip
+LABELS = ["a", "b", "c", "", None, 1, True, 1.5]
+IDS = ["x", "", 7, None, "y" * 1001]
+INPUTS = [{"text": "a text"}, {"text": " "}, {"text": 3}, {}]
+ROWS = [
+    {"n": 1.5, "b": True, "c": "red"},
+    {"n": 3, "b": False, "c": "blue"},
+    {"n": "3", "b": True, "c": "red"},
+    {"n": None, "b": 1, "c": None},
+    {"n": True, "b": True, "c": ""},
+]
+FEW = (
+    FeatureConfig(name="n", kind="numeric"),
+    FeatureConfig(name="b", kind="boolean"),
+    FeatureConfig(name="c", kind="categorical"),
+)
+
+
+def both_ways(found: Records, *more: Any) -> tuple[Any, Any, bool]:
+    """The columns by the short way and by the long one, and whether the short one was gone."""
+    fields = FieldsConfig(id="id", time="time", labeller="by", prediction="said", version="v")
+    ways = []
+    for short in (True, False):
+        decoder = Decoder(fields, EventsConfig(), *more, clock=lambda: NOW)
+        decoder.know(["a", "b"])
+        if not short:
+            decoder._plain = {}
+        batch, rejected = decoder.decode(found)
+        ways.append(
+            (
+                {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)},
+                [(r.reason, r.detail, r.offset) for r in rejected],
+            )
+        )
+    try:
+        decoder = Decoder(fields, EventsConfig(), *more, clock=lambda: NOW)
+        decoder.know(["a", "b"])
+        decoder._decode_plain(found, Now(NOW, NOW, NOW))
+    except plain.NotPlain:
+        return *ways, False
+    return *ways, True
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_the_short_way_and_the_long_one_give_the_same(table: bool) -> None:
+    more = (FEW,) if table else ()
+    inputs = ROWS if table else INPUTS
+    short = 0
+    for at, label, name, more_fields in itertools.product(TIMES, LABELS, IDS, inputs):
+        event = {
+            "id": name,
+            "time": at,
+            "label": label,
+            "by": "me",
+            "said": "a",
+            "v": "v1",
+        } | more_fields
+        usual = event | {"id": "u", "time": 1.7e9, "label": "a", "said": "b"} | inputs[0]
+        three = records(*(orjson.dumps(one) for one in (usual, event, usual)))
+        (ours, refused), (theirs, refused_too), gone = both_ways(three, *more)
+        short += gone
+        assert refused == refused_too
+        for column, values_of in ours.items():
+            assert values_of.dtype == theirs[column].dtype
+            assert repr(values_of.tolist()) == repr(theirs[column].tolist()), column
+    assert short >= 18

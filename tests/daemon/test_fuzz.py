@@ -218,13 +218,13 @@ def test_no_record_stops_the_loop_and_each_is_learned_or_refused_with_its_reason
 
     refused = {letter["offset"]: letter for letter in read(broker.bootstrap, letters)}
     lines = (config.checkpoint.path / "ledger.jsonl").read_text().splitlines()
-    learned = {row[4]: row for row in map(json.loads, lines)}
+    learned = {row[3]: row for row in map(json.loads, lines)}
     assert len(learned) == len(lines) == loop.state.events
     assert not learned.keys() & refused.keys()
     assert learned.keys() | refused.keys() == set(range(count))
     for offset, (value, expected) in enumerate(made):
         if expected == "good":
-            assert learned[offset][5] == "labelled"
+            assert learned[offset][4] == "labelled"
         elif expected != "either":
             assert refused[offset]["reason"] == expected, (value, refused[offset])
     for offset, letter in refused.items():

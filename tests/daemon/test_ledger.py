@@ -29,32 +29,32 @@ def batch(*numbers: int) -> EventBatch:
 
 def note(ledger: Ledger, *numbers: int) -> None:
     yes, no = np.ones(len(numbers), dtype=bool), np.zeros(len(numbers), dtype=bool)
-    ledger.note(numbers[0], batch(*numbers), yes, no)
+    ledger.note(batch(*numbers), yes, no)
 
 
 def ids(path: Path) -> list[str]:
-    return [json.loads(line)[1] for line in path.read_text().splitlines()]
+    return [json.loads(line)[0] for line in path.read_text().splitlines()]
 
 
 def test_a_line_says_which_event_it_was_and_what_became_of_it(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     labelled, held = np.array([True, True, False]), np.array([False, True, False])
-    ledger.note(7, batch(0, 1, 2), labelled, held)
+    ledger.note(batch(0, 1, 2), labelled, held)
     ledger.sync()
     rows = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     assert rows == [
-        [7, "e0", "events", 0, 0, "labelled"],
-        [8, "e1", "events", 0, 1, "held"],
-        [9, "e2", "events", 0, 2, "unlabelled"],
+        ["e0", "events", 0, 0, "labelled"],
+        ["e1", "events", 0, 1, "held"],
+        ["e2", "events", 0, 2, "unlabelled"],
     ]
 
 
 def test_a_label_that_comes_by_itself_has_a_line_too(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.later(np.array([9, 4]), batch(2, 1), np.array([False, True]))
+    ledger.later(batch(2, 1), np.array([False, True]))
     ledger.sync()
     rows = [json.loads(line) for line in ledger.path.read_text().splitlines()]
-    assert rows == [[9, "e2", "events", 0, 2, "joined"], [4, "e1", "events", 0, 1, "held"]]
+    assert rows == [["e2", "events", 0, 2, "joined"], ["e1", "events", 0, 1, "held"]]
 
 
 def test_what_was_noted_after_the_checkpoint_is_cut_off(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_line_written_in_part_is_overwritten(tmp_path: Path) -> None:
     note(ledger, 0)
     ledger.sync()
     with ledger.path.open("ab") as file:
-        file.write(b'[1, "e1", "ev')
+        file.write(b'["e1", "ev')
     note(ledger, 1)
     ledger.sync()
     assert ids(ledger.path) == ["e0", "e1"]

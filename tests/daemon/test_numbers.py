@@ -148,7 +148,8 @@ def test_labels_that_are_no_numbers_are_refused():
 
 def test_a_number_that_was_answered_waits_for_its_label():
     awaiting = Awaiting(10)
-    awaiting.remember(np.array(["a"], dtype=object), np.array([3.25]), "v0001")
+    who = np.array(["v0001"], dtype=object)
+    awaiting.remember(np.array(["a"], dtype=object), np.array([3.25]), who)
     again = Awaiting(10)
     again.restore(awaiting.state())
     assert again.settle(np.array(["a"], dtype=object)) == [("v0001", 3.25)]

@@ -15,6 +15,7 @@ from daemon.sharing import Sharing
 from daemon.sources import Partition
 from daemon.state import State
 from registry import Registry, open_registry
+from tests.daemon.test_handover import end
 from tests.daemon.test_partitions import PLACE, examples
 
 
@@ -152,6 +153,25 @@ def test_after_a_restart_its_own_checkpoint_counts_if_nobody_had_the_partition(
     third.turn(came=True)
     assert third.source.begun == {PLACE: 25}
     assert third.known() == [*ids(10), *ids(25)[20:]] or third.known() == ids(25)
+
+
+def test_what_is_forgotten_with_a_partition_is_handed_over_again(tmp_path: Path) -> None:
+    for leader, member in zip((True, False), two(tmp_path), strict=True):
+        handover = end("nowhere:1", "h", "one")
+        handover.positions, handover.watermarks = {0: 7}, {("t", 9): 3}
+        member.sharing.handover = handover
+        member.turn(came=True)
+        assert member.sharing.leads == leader
+        member.learn(0, 10)
+        member.turn(went=True)
+        if leader:  # it keeps what it has learned, and is told of what comes after
+            assert member.known() == ids(10)
+            assert handover.watermarks == {("t", 9): 3, PLACE: 10}
+            assert handover.positions == {0: 7}
+        else:
+            assert member.known() == []
+            assert handover.watermarks == {("t", 9): 3}
+            assert handover.positions == {}
 
 
 def test_one_leads_and_what_people_order_is_not_fenced(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -164,6 +163,7 @@ class DurableBroker:
         wait_for(self.port, self._process)
 
     def stop(self) -> None:
+        """End it in order; nobody listens any more."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGTERM)
@@ -171,8 +171,10 @@ class DurableBroker:
                 process.wait(20)
             finally:
                 if process.poll() is None:
-                    os.kill(process.pid, signal.SIGKILL)
+                    process.kill()
                     process.wait()
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1)
 
 
 @pytest.fixture

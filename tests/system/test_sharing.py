@@ -22,7 +22,9 @@ pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
 
 Rows = Callable[..., list[bytes]]
 PARTITIONS = 6
-LEASE = 3.0
+# Of this and of the session: on a busy machine a turn takes seconds, and who leads changes often.
+LEASE = 6.0
+SESSION = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 1000}
 
 
 class Group:
@@ -80,6 +82,23 @@ class Group:
             assert owners.setdefault(term, owner) == owner, f"two leaders in term {term}"
         return found
 
+    def leading(self) -> int:
+        """Which of the stacks leads, once exactly one says so."""
+        found: list[int] = []
+
+        def one() -> bool:
+            found[:] = [i for i, said in enumerate(self.look()) if said.get("leads")]
+            return len(found) == 1
+
+        self.wait(one)
+        return found[0]
+
+    def knows_all(self, count: int) -> bool:
+        """Whether the one that leads remembers so many events: the others' as well as its own."""
+        found = [stack.status() for stack in self.stacks]
+        leading = [said for said in found if (said.get("sharing") or {}).get("leads")]
+        return bool(leading) and leading[0]["memory"]["recent"] == count
+
     def owned(self) -> Counter[int]:
         """By partition, how many daemons say that it is theirs."""
         return Counter(p[1] for said in self.look() for p in said.get("partitions", ()))
@@ -92,7 +111,7 @@ class Group:
             ids.update(reader.read((self.topic, number))[0].examples.ids.tolist())
         return ids
 
-    def wait(self, reached: Callable[[], object], seconds: float = 120.0) -> float:
+    def wait(self, reached: Callable[[], object], seconds: float = 180.0) -> float:
         """How long it took."""
         began = time.monotonic()
         while not reached():
@@ -107,9 +126,9 @@ class Group:
 
 
 @pytest.fixture
-def group(tmp_path: Path, broker: Any, fast_group: dict[str, int]) -> Iterator[Group]:
+def group(tmp_path: Path, broker: Any) -> Iterator[Group]:
     topics = broker.topic(partitions=PARTITIONS), broker.topic(partitions=2)
-    made = Group(tmp_path, broker.bootstrap, *topics, fast_group)
+    made = Group(tmp_path, broker.bootstrap, *topics, SESSION)
     yield made
     for stack in made.stacks:
         for process in stack.processes:
@@ -138,7 +157,6 @@ def freeze(process: Process, lock: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.slow  # minutes on a busy machine: make soak runs it
 def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Rows) -> None:
     events = table(3000, seed=31)
     ids = [json.loads(row)["id"] for row in events]
@@ -160,15 +178,13 @@ def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Ro
     produce(900)
     group.wait(lambda: set(group.owned().values()) == {1} and len(group.owned()) == PARTITIONS)
     group.wait(all_learned)
-    group.wait(lambda: any(s.status().get("champion") for s in group.stacks), 200)
-    group.wait(lambda: any(said.get("leads") for said in group.look()))
-    (leader,) = [i for i, said in enumerate(group.look()) if said.get("leads")]
+    group.wait(lambda: any(s.status().get("champion") for s in group.stacks))
     # What the others read reaches the leader: it knows the events of all partitions.
-    group.wait(lambda: group.stacks[leader].status()["memory"]["recent"] == 900)
-    assert len(group.stacks[leader].status()["sharing"]["members"]) >= 2
-    followers = [i for i in range(3) if i != leader]
+    group.wait(lambda: group.knows_all(900))
+    group.wait(lambda: any(len(said.get("members") or ()) >= 2 for said in group.look()))
 
     # The leader is killed: another leads, its partitions go on.
+    leader = group.leading()
     end(first[leader], signal.SIGKILL)
     first[leader].child.wait()
     killed = group.stacks[leader]
@@ -176,11 +192,10 @@ def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Ro
     produce(900)
     taken = group.wait(lambda: any(said.get("leads") for said in group.look()))
     group.wait(all_learned)
-    group.wait(lambda: sum(bool(said.get("leads")) for said in group.look()) == 1)
     print(f"killed: another led after {taken:.1f} s")
 
     # The next leader is frozen past its session and its lease.
-    (second,) = [i for i in followers if group.look()[i].get("leads")]
+    second = group.leading()
     freeze(first[second], group.folder / "registry" / "lock")
     produce(600)
     asleep = group.stacks.pop(second)  # it does not answer
@@ -195,12 +210,7 @@ def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Ro
     produce(600)
     group.wait(all_learned)
     group.wait(lambda: set(group.owned().values()) == {1} and len(group.owned()) == PARTITIONS)
-
-    def leader_knows_all() -> bool:
-        leading = [s for s in group.stacks if (s.status().get("sharing") or {}).get("leads")]
-        return bool(leading) and leading[0].status()["memory"]["recent"] == sent
-
-    group.wait(leader_knows_all)
+    group.wait(lambda: group.knows_all(sent))
     learned = group.learned()
     assert set(learned) == set(ids[:sent])
     assert set(learned.values()) == {1}  # no event is learned twice
