@@ -1,9 +1,10 @@
 """The checkpoint: positions and the state they produced, in one atomic unit.
 
-A checkpoint is one safetensors file, named by its sequence number and digest, that appears by an
-atomic rename. After a crash the loop resumes from the newest checkpoint
-that is whole, so each event is learned exactly once. The one before is kept: a torn or corrupt
-file costs the events since then (they are read again), never the daemon.
+Here it is one safetensors file, named by its sequence number and digest, that appears by an atomic
+rename; `daemon.stored_checkpoint` keeps it in the registry's store instead. After a crash the loop
+resumes from the newest checkpoint that is whole, so each event is learned exactly once. The one
+before is kept: a torn or corrupt file costs the events since then (they are read again), never the
+daemon.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,10 @@ class CheckpointError(Exception):
     """The checkpoint could not be written or read; the message says what to do."""
 
 
+class CheckpointTaken(CheckpointError):  # noqa: N818 - a fact, not a mistake
+    """Another daemon goes on from these checkpoints: this one must end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """``values`` are JSON-able; ``arrays`` are numpy arrays of any numeric or bool dtype."""
@@ -44,6 +49,16 @@ class Checkpoint:
     arrays: Arrays
     sequence: int = 0
     fallback: str | None = None
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints lie."""
+
+    def load(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None. Raises CheckpointError where none is whole."""
+
+    def save(self, values: Mapping[str, Any], arrays: Arrays) -> int:
+        """Make it the current one; its size in bytes. Raises CheckpointError."""
 
 
 class CheckpointStore:

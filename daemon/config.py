@@ -152,6 +152,15 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
             yield ("sharing", "enabled"), "needs the table's columns declared (model.features)"
         if isinstance(source, KafkaSourceConfig) and source.labels is not None:
             yield ("sharing", "enabled"), "cannot go with source.labels yet: what waits is local"
+    if config.checkpoint.store == "registry":
+        if config.checkpoint.ledger:
+            yield (
+                ("checkpoint", "ledger"),
+                "needs a folder that survives (checkpoint.store: folder)",
+            )
+        member = source.instance_id if isinstance(source, KafkaSourceConfig) else None
+        if config.sharing.enabled and not (config.checkpoint.name or member):
+            yield ("checkpoint", "name"), "is needed, one for each of the daemons that share"
     if config.model.number:
         if config.sharing.enabled:
             yield ("sharing", "enabled"), "cannot go with a number as model.target yet"

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from daemon.checkpoint import CheckpointError, CheckpointStore
+from daemon.checkpoint import CheckpointError
 from daemon.config import Config
+from daemon.stored_checkpoint import open_checkpoints
 from daemon.stream_config import FileLettersConfig, FileSourceConfig, KafkaSourceConfig
 from deploy.access import Tokens, exposures
 from deploy.errors import AccessError, LoadError
@@ -155,17 +156,18 @@ def state(config: Config, positions: Positions) -> Iterator[Finding]:
     if problem := unwritable(folder):
         yield fail("state", problem, "set checkpoint.path to a folder that the daemon may write")
         return
-    if not (folder / "checkpoints").is_dir():
-        yield ok("state", f"no checkpoint in {folder} yet")
-        return
+    where = f"in {folder}" if config.checkpoint.store == "folder" else "in the registry's store"
     try:
-        found = CheckpointStore(folder / "checkpoints").load()
-    except CheckpointError as error:
+        begun = config.checkpoint.store == "registry" or (folder / "checkpoints").is_dir()
+        found = open_checkpoints(config).load() if begun else None
+    except NotFound:
+        found = None
+    except (CheckpointError, RegistryError) as error:
         says, _, do = str(error).partition(". ")
         yield fail("state", says, do)
         return
     if found is None:
-        yield ok("state", f"no checkpoint in {folder} yet")
+        yield ok("state", f"no checkpoint {where} yet")
         return
     positions |= {(topic, p): offset for topic, p, offset in found.values["positions"]}
     says = f"checkpoint {found.sequence} is whole, at event {found.values['events']}"

@@ -180,6 +180,24 @@ class Waiting:
             raise self._full(error) from error
         return self.tick
 
+    def pages(self) -> NDArray[np.uint8]:
+        """The file as it was sealed, uint8 [pages, bytes]: for a checkpoint that lies elsewhere."""
+        with self._reading():
+            (size,) = self._db.execute("PRAGMA page_size").fetchone()
+            return np.frombuffer(self._db.serialize(), dtype=np.uint8).reshape(-1, size)
+
+    def replace(self, pages: NDArray[np.uint8]) -> None:
+        """Put back what `pages` gave, in place of all that is there."""
+        self._db.close()
+        try:
+            for beside in ("-wal", "-shm"):
+                Path(f"{self.path}{beside}").unlink(missing_ok=True)
+            self.path.write_bytes(pages.tobytes())
+        except OSError as error:
+            raise JoinError(f"cannot write {self.path}: {error.strerror}") from error
+        with self._reading():
+            self._db = _opened(self.path)
+
     def sealed(self) -> None:
         """The checkpoint is written: begin a tick, and forget what no kept checkpoint needs."""
         for table in ("events", "labels"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from daemon.admission import Admission
 from daemon.api import Health
-from daemon.checkpoint import CheckpointError, CheckpointStore
+from daemon.checkpoint import Arrays, CheckpointError, Checkpoints, CheckpointTaken, under
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
@@ -73,7 +73,7 @@ class Loop:
         source: Source,
         dead_letters: DeadLetters,
         *,
-        checkpoints: CheckpointStore,
+        checkpoints: Checkpoints,
         trainer: Trainer,
         metrics: Metrics | None = None,
         health: Health | None = None,
@@ -152,6 +152,8 @@ class Loop:
             if self.ledger:
                 self.ledger.restore(found.values.get("ledger", 0))
         if self.delayed is not None:
+            if found and (waiting := under("waiting", found.arrays)):
+                self.delayed.waiting.replace(waiting["pages"].view(np.uint8))
             self.delayed.restore(found.values.get("delayed") if found else None)
         if self.sharing is not None:
             self.sharing.restore(found.values.get("sharing") if found else None)
@@ -794,6 +796,8 @@ class Loop:
     def _checkpoint_or_later(self) -> None:
         try:
             self.checkpoint()
+        except CheckpointTaken:
+            raise
         except (CheckpointError, DeadLetterError, StorageError) as error:
             # Not fatal: the old checkpoint stands and the events can be read again.
             every = self.config.checkpoint.every_seconds
@@ -814,7 +818,7 @@ class Loop:
             values["sharing"] = self.sharing.values()
         if self.delayed is not None:
             values["delayed"] = self.delayed.seal()
-        size = self.checkpoints.save(values, self.state.arrays())
+        size = self.checkpoints.save(values, self.state.arrays() | self._waiting_pages())
         if self.delayed is not None:
             self.delayed.sealed()
         if self.sharing is not None:
@@ -824,6 +828,12 @@ class Loop:
         self.metrics.checkpoint_timestamp().set_to_current_time()
         self._checkpointed = (self.clock.monotonic(), self.state.events)
         self.source.checkpointed(self.state.positions)
+
+    def _waiting_pages(self) -> Arrays:
+        """What waits for labels, where the folder need not survive."""
+        if self.delayed is None or self.config.checkpoint.store == "folder":
+            return {}
+        return {"waiting/pages": self.delayed.waiting.pages()}
 
     def _survived(self, where: str, error: Exception) -> None:
         log.error("%s: %s", where, error)

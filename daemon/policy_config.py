@@ -433,8 +433,20 @@ class CheckpointConfig(Section):
 
     path: Path = Field(
         default=Path("state"),
-        description="Folder for checkpoints. Must survive a restart: with it every event is"
-        " learned exactly once.",
+        description="Folder for checkpoints and for the trainer's files. Must survive a restart:"
+        " with it every event is learned exactly once. With `store: registry` it need not.",
+    )
+    store: Literal["folder", "registry"] = Field(
+        default="folder",
+        description="Where checkpoints lie. `folder`: in `path`. `registry`: in the registry's"
+        " store, so that with a bucket the daemon needs no disk that survives. Only what has"
+        " changed is written: some MB each time, where a memory is full.",
+    )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Whose checkpoints they are, in the registry's store. Empty:"
+        " `source.instance_id`, or `daemon`. A second daemon of that name ends the first.",
     )
     every_seconds: float = Field(
         default=10.0,

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from daemon.checkpoint import CheckpointStore, under
+from daemon.checkpoint import under
 from daemon.config import Config
 from daemon.job import Job
+from daemon.stored_checkpoint import open_checkpoints
 from daemon.trainer import Trainer
 from daemon.trainer_main import code_version
 from daemon.undeclared import remembered, undeclared, with_features
@@ -66,7 +67,7 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
         )
     if undeclared(config):
         config = with_features(config, remembered(registry, None))
-    examples = _examples(config, manifest)
+    examples = _examples(config, registry, manifest)
     with tempfile.TemporaryDirectory(prefix="driftd-reproduce-") as folder:
         trainer = Trainer(Path(folder, "jobs"), config.trainer)
         job = Job(
@@ -105,11 +106,11 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
     )
 
 
-def _examples(config: Config, manifest: Manifest) -> Examples:
+def _examples(config: Config, registry: Registry, manifest: Manifest) -> Examples:
     """The events that the version learned from, as its refresh was given them."""
-    found = CheckpointStore(config.checkpoint.path / "checkpoints").load()
+    found = open_checkpoints(config, registry).load()
     if found is None:
-        raise CannotReproduce(f"there is no checkpoint in {config.checkpoint.path}: no events")
+        raise CannotReproduce("there is no checkpoint yet: no events")
     memory = Memory(config.memory)
     memory.restore(under("memory", found.arrays))
     lineage = manifest.lineage

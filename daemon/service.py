@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from daemon.api import ApiServer, Health, application
-from daemon.checkpoint import CheckpointError, CheckpointStore
+from daemon.checkpoint import CheckpointError
 from daemon.config import Config
 from daemon.dead_letters import open_dead_letters
 from daemon.delayed import open_waiting
@@ -28,6 +28,7 @@ from daemon.logs import know
 from daemon.loop import Loop
 from daemon.metrics import Metrics
 from daemon.reload import reload
+from daemon.stored_checkpoint import StoredCheckpoints, open_checkpoints
 from daemon.stream_config import KafkaSourceConfig
 from daemon.trainer import Trainer
 from daemon.training_job import TrainingJobs
@@ -134,7 +135,9 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
     in_cluster = config.trainer.job
     elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
-    checkpoints = CheckpointStore(config.checkpoint.path / "checkpoints")
+    checkpoints = open_checkpoints(config, registry)
+    if isinstance(checkpoints, StoredCheckpoints):
+        checkpoints.claim(_actor(config))
     later = isinstance(config.source, KafkaSourceConfig) and config.source.labels is not None
     loop: Loop | None = None
 

@@ -23,7 +23,7 @@ from learn.config import HALF_LIVES, FeatureConfig, ModelConfig
 
 if TYPE_CHECKING:
     from daemon.api import Health
-    from daemon.checkpoint import CheckpointStore
+    from daemon.checkpoint import Checkpoints
     from daemon.journal import JournalWriter
     from registry import Registry
 
@@ -56,7 +56,7 @@ def with_features(config: Config, features: Sequence[FeatureConfig]) -> Config:
     return made
 
 
-def remembered(registry: Registry, checkpoints: CheckpointStore | None) -> list[FeatureConfig]:
+def remembered(registry: Registry, checkpoints: Checkpoints | None) -> list[FeatureConfig]:
     """The features that are in use already; empty where there are none."""
     champion = registry.state().champion
     schema = registry.version(champion).manifest.input_schema if champion else {}
@@ -73,7 +73,7 @@ def remembered(registry: Registry, checkpoints: CheckpointStore | None) -> list[
 def open_known(
     config: Config,
     registry: Registry,
-    checkpoints: CheckpointStore,
+    checkpoints: Checkpoints,
     journal: JournalWriter,
     health: Health,
     stop: threading.Event,

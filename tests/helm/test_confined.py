@@ -1,16 +1,9 @@
-"""Daemon and server run as the chart confines them: its user, no capabilities, a read-only root.
-
-A mount namespace stands in for the container: everything is read-only but what the chart mounts
-for writing. Seccomp's `RuntimeDefault` is the container runtime's own, and not part of this.
-"""
+"""Daemon and server run as the chart confines them: its user, no capabilities, a read-only root."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,55 +12,14 @@ from typing import Any
 import pytest
 
 from examples.demo.broker import free_port
+from tests.confined import confined as shut_in
+from tests.confined import why_not
 from tests.helm.test_chart import of_kind, pods
 from tests.system.conftest import table as table
-from tests.system.stack import ROOT, get
+from tests.system.stack import get
 
 FEATURES = [{"name": "a"}, {"name": "b"}]
-# What the two containers have in common: an empty /tmp, code and interpreter to read, a root that
-# nobody can write to. Capabilities are dropped last, with the user.
-CONFINE = """
-set -e
-mount --make-rprivate /
-mount -t tmpfs tmpfs /var/lib
-mkdir /var/lib/driftd /var/lib/source /var/lib/python /var/lib/packages
-mount --bind "$DATA" /var/lib/driftd
-if [ "$READ_ONLY" = yes ]; then mount -o remount,bind,ro /var/lib/driftd; fi
-if [ -n "$WRITABLE" ]; then mount --bind "$DATA/$WRITABLE" "/var/lib/driftd/$WRITABLE"; fi
-mount --bind "$SOURCE" /var/lib/source
-mount --bind "$PREFIX" /var/lib/python
-mount --bind "$PACKAGES" /var/lib/packages
-for place in source python packages; do mount -o remount,bind,ro /var/lib/$place; done
-mount -t tmpfs -o mode=1777 tmpfs /tmp
-mount -o remount,ro /var/lib
-mount -o remount,bind,ro /
-if touch /root-is-writable 2>/dev/null; then echo "the root is writable"; exit 99; fi
-cd /tmp
-exec setpriv --reuid "$USER_ID" --regid "$GROUP_ID" --clear-groups --no-new-privs \
-  --inh-caps=-all --bounding-set=-all \
-  env -i PATH=/usr/bin:/bin HOME=/tmp OMP_NUM_THREADS=1 \
-  PYTHONPATH=/var/lib/source:/var/lib/packages LD_LIBRARY_PATH=/var/lib/python/lib \
-  PYTHONDONTWRITEBYTECODE=1 DRIFTD_HTTP__HOST=127.0.0.1 DRIFTD_SERVER__HOST=127.0.0.1 \
-  DRIFTD_HTTP__PORT="$HTTP_PORT" DRIFTD_SERVER__PORT="$SERVER_PORT" DRIFTD_CONFIG="$CONFIG" \
-  "/var/lib/python/bin/$PYTHON" -m daemon.cli "$@"
-"""
-
-
-def _can_confine() -> str | None:
-    if os.name != "posix" or os.geteuid() != 0:
-        return "needs root, to give it up"
-    if not all(shutil.which(name) for name in ("unshare", "setpriv", "mount")):
-        return "needs unshare, setpriv and mount (util-linux)"
-    if any(not path.stat().st_mode & 0o001 for path in (ROOT, Path(sys.base_prefix))):
-        return "needs a checkout and an environment that other users may read"
-    tried = subprocess.run(
-        ["unshare", "-m", "mount", "--make-rprivate", "/"], capture_output=True, check=False
-    )
-    return None if tried.returncode == 0 else "needs the right to make mount namespaces"
-
-
-WHY_NOT = _can_confine()
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.fixture
@@ -123,25 +75,25 @@ class Confined:
         }
         mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
         context = self.spec["securityContext"]
-        environment = {
-            **os.environ,
-            "DATA": str(self.folder / "data"),
-            "READ_ONLY": "yes" if mounts["/var/lib/driftd"].get("readOnly") else "no",
-            "WRITABLE": next((m["subPath"] for m in mounts.values() if _part(m)), ""),
-            "SOURCE": str(ROOT),
-            "PREFIX": sys.base_prefix,
-            "PACKAGES": sysconfig.get_path("purelib"),
-            "PYTHON": f"python{sys.version_info.major}.{sys.version_info.minor}",
-            "USER_ID": str(context["runAsUser"]),
-            "GROUP_ID": str(context["runAsGroup"]),
-            "HTTP_PORT": str(self.http),
-            "SERVER_PORT": str(self.server),
-            "CONFIG": f"/var/lib/driftd/{mounts['/etc/driftd/driftd.yaml']['subPath']}",
-        }
+        config = f"/var/lib/driftd/{mounts['/etc/driftd/driftd.yaml']['subPath']}"
+        command, environment = shut_in(
+            self.folder / "data",
+            *container["args"],
+            environment=(
+                f"DRIFTD_CONFIG={config}",
+                *(f"DRIFTD_{part}__HOST=127.0.0.1" for part in ("HTTP", "SERVER")),
+                f"DRIFTD_HTTP__PORT={self.http}",
+                f"DRIFTD_SERVER__PORT={self.server}",
+            ),
+            user=context["runAsUser"],
+            group=context["runAsGroup"],
+            read_only=mounts["/var/lib/driftd"].get("readOnly", False),
+            writable=next((m["subPath"] for m in mounts.values() if _part(m)), ""),
+        )
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             child = subprocess.Popen(
-                ["unshare", "-m", "sh", "-c", CONFINE, "sh", *container["args"]],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -18,7 +18,7 @@ import pytest
 from bench._s3_server import BUCKET, S3Server, s3_server, weed
 from tests.fragile import TcpProxy
 from tests.system.record import assert_each_once, topic_of
-from tests.system.stack import ENVIRONMENT, Stack, get
+from tests.system.stack import ENVIRONMENT, Process, Stack, get
 
 pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
 
@@ -47,6 +47,7 @@ def away(s3: S3Server) -> Iterator[TcpProxy]:
     proxy.refuse()
 
 
+OFTEN = {"every_seconds": 0.3, "every_events": 500}
 LONG = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 
@@ -63,13 +64,7 @@ def configure(
             "group": f"g-{topic}-{stack.folder.name}",
             "options": options,
         },
-        checkpoint={
-            "path": str(stack.folder / "state"),
-            "every_seconds": 0.3,
-            "every_events": 500,
-            "ledger": True,
-        },
-        **sections,
+        **{"checkpoint": OFTEN | {"path": str(stack.folder / "state"), "ledger": True}, **sections},
     )
 
 
@@ -303,3 +298,64 @@ def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(
     stack.wait(lambda: stack.status()["champion"] == "v0001")
     assert daemon.stop() == 0
     assert_each_once(stack.folder / "state", topic_of(broker.bootstrap, topic))
+
+
+def test_without_a_disk_of_its_own_each_event_counts_once(
+    stack: Stack, broker: Any, fast_group: dict[str, int], table: Rows, s3: S3Server
+) -> None:
+    """State in the bucket: killed with its folder gone; then frozen, replaced, and awake again."""
+    from daemon.config import load_config
+    from daemon.state import State
+    from daemon.stored_checkpoint import open_checkpoints
+    from examples.demo.broker import free_port
+
+    topic = broker.topic()
+
+    def begin(http: int, scratch: Path) -> Process:
+        stack.http = http
+        place = {"path": f"s3://{BUCKET}/{stack.folder.name}", "endpoint": s3.endpoint}
+        configure(
+            stack,
+            broker,
+            topic,
+            fast_group,
+            registry={**place, "cache": str(scratch / "cache")},
+            memory={"recent": 10_000},
+            checkpoint={**OFTEN, "path": str(scratch), "store": "registry"},
+        )
+        return stack.start("run")
+
+    produce(broker, topic, table(500, seed=0), 1)
+    daemon = begin(stack.http, stack.folder / "s-0")
+    stack.wait(lambda: stack.status().get("champion"))
+    produce(broker, topic, table(200, seed=1), 1)
+    stack.wait(lambda: stack.events() > 550)
+    daemon.child.kill()
+    daemon.child.wait()
+    stack.processes.remove(daemon)
+    shutil.rmtree(stack.folder / "s-0")
+    daemon = begin(stack.http, stack.folder / "s-1")
+    stack.wait(lambda: stack.events() == 700)
+    assert stack.status()["champion"] == "v0001"
+
+    os.kill(daemon.child.pid, signal.SIGSTOP)
+    stack.processes.remove(daemon)
+    asleep, daemon = daemon, begin(free_port(), stack.folder / "s-2")
+    produce(broker, topic, table(200, seed=2), 1)
+    stack.wait(lambda: stack.events() == 900)
+    os.kill(asleep.child.pid, signal.SIGCONT)
+    assert asleep.child.wait(60) != 0
+    assert "another daemon of this name runs" in asleep.output()
+    assert daemon.stop() == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environ.items():
+            patch.setenv(name, value)
+        config = load_config(stack.path, {})
+        found = open_checkpoints(config).load()
+    assert found is not None
+    assert found.values["events"] == 900
+    state = State(config)
+    state.restore(found)
+    known = state.memory.recent(10_000).ids.tolist()
+    assert sorted(known) == sorted(topic_of(broker.bootstrap, topic).values())
