@@ -4,7 +4,8 @@
 file of one JSON body a line, sent in turn. Without a rate each client asks again as soon as it has
 its answer (closed loop), until SIGTERM at the latest. With one, requests begin at random times at
 that rate whether or not the earlier ones were answered (open loop), each on a free connection, of
-which there are N.
+which there are N. ``--server PID``: the server, whose CPU time is told too, with its children's:
+one that had less than its core, while this had time left, was starved by something else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
 import signal
 import time
@@ -23,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 WARM_SECONDS = 0.5
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 
 
 class Seen:
@@ -104,8 +107,12 @@ class Client(asyncio.Protocol):
 class Load:
     """All clients of one run."""
 
-    def __init__(self, address: tuple[str, int], requests: Iterator[bytes], rate: float) -> None:
+    def __init__(
+        self, address: tuple[str, int], requests: Iterator[bytes], rate: float, server: int = 0
+    ) -> None:
         self.seen = Seen()
+        self.asked = 0  # in an open loop
+        self.server = server
         self.address = address
         self.requests = requests
         self.rate = rate
@@ -119,7 +126,8 @@ class Load:
             await loop.create_connection(lambda: Client(self), *self.address)
         await asyncio.sleep(WARM_SECONDS)
         self.seen = Seen()
-        begun = time.perf_counter()
+        begun, own = time.perf_counter(), time.process_time()
+        server = sum(family(self.server).values())
         if self.rate:
             await self._open_loop(begun + seconds)
         else:
@@ -127,9 +135,14 @@ class Load:
             loop.add_signal_handler(signal.SIGTERM, told.set)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(told.wait(), seconds)
-        found = self.seen.summary(time.perf_counter() - begun)
         self.ended = True
-        return found
+        seconds = time.perf_counter() - begun
+        return {
+            **self.seen.summary(seconds),
+            "asked_per_second": self.asked / seconds,
+            "server_cores": (sum(family(self.server).values()) - server) / seconds,
+            "load_cores": (time.process_time() - own) / seconds,
+        }
 
     def free(self, client: Client) -> None:
         if self.rate:
@@ -154,10 +167,26 @@ class Load:
                 await asyncio.sleep(pause)
             elif random.random() < 0.05:
                 await asyncio.sleep(0)  # let answers in while it is behind
+            self.asked += 1
             if self.idle:
                 self.idle.popleft().ask(next(self.requests))
             else:
                 self.seen.add(time.perf_counter(), 0.0, "unsent")
+
+
+def family(root: int) -> dict[int, float]:
+    """A process and all that it has started, by pid: the seconds each has computed."""
+    parents, seconds = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            parents[pid] = int(fields[1])
+            seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    found = {root} & seconds.keys()
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: seconds[pid] for pid in found}
 
 
 def requests(host: str, path: str, bodies: list[bytes]) -> Iterator[bytes]:
@@ -179,14 +208,17 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--server", type=int, default=0)
     options = parser.parse_args()
     host, _, port = options.address.rpartition(":")
     bodies = options.bodies.read_bytes().splitlines()
-    load = Load((host, int(port)), requests(options.address, options.path, bodies), options.rate)
+    asked = requests(options.address, options.path, bodies)
+    load = Load((host, int(port)), asked, options.rate, options.server)
     work = asyncio.wait_for(
         load.run(options.clients, options.seconds), options.seconds + PATIENCE_SECONDS
     )
-    print(json.dumps(asyncio.run(work)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(runner.run(work)))
 
 
 if __name__ == "__main__":

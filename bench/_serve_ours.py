@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from bench._learn_data import embeddings, new_model, preprocess
+from bench._serve_load import family
 from bench.streams import texts
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import TabularPreprocessor
@@ -74,11 +76,6 @@ class Server:
         kilobytes = next(line.split()[1] for line in status.splitlines() if "VmRSS" in line)
         return int(kilobytes) / 1024
 
-    def cpu_seconds(self) -> float:
-        """What it has computed since it began."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def get(self, path: str, body: bytes | None = None) -> dict[str, Any]:
         """The JSON that it answers. Raises OSError."""
         with urllib.request.urlopen(f"http://{self.address}{path}", body, timeout=20) as answer:
@@ -95,7 +92,9 @@ class Server:
         self, folder: Path, path: str, bodies: Sequence[bytes], seconds: float, **options: float
     ) -> subprocess.Popen[bytes]:
         """The same, begun."""
-        return loading(self.address, folder, path, bodies, seconds, **options)
+        return loading(
+            self.address, folder, path, bodies, seconds, server=self.process.pid, **options
+        )
 
 
 def loading(
@@ -111,7 +110,7 @@ def loading(
     file.write_bytes(b"\n".join(bodies))
     command = [sys.executable, "-m", "bench._serve_load", address, path, str(file), str(seconds)]
     for name, value in options.items():
-        command += [f"--{name}", f"{value:g}"]
+        command += [f"--{name}", f"{value:.9g}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=on_core(LOAD_CORE))
 
 
@@ -122,6 +121,31 @@ def finished(process: subprocess.Popen[bytes]) -> dict[str, Any]:
         raise RuntimeError("the load generator failed")
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, folder: Path | None = None) -> Iterator[Any]:
+    """A server on its core, while this process keeps to the other; ended with all its children."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            preexec_fn=on_core(SERVER_CORE),
+        )
+    try:
+        with keeping_to(LOAD_CORE):
+            yield process
+    finally:
+        started = family(process.pid)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        for pid in started:  # some servers end without their children
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
@@ -137,19 +161,10 @@ def serving(folder: Path, **settings: object) -> Iterator[Server]:
     }
     (folder / "driftd.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-m", "daemon.cli", "serve", "-c", str(folder / "driftd.yaml")]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log, preexec_fn=on_core(SERVER_CORE))
-    try:
+    with running(command, folder / "server.log") as process:
         server = Server(f"127.0.0.1:{port}", process)
         ready(server.address, "/v2/health/ready", None, process)
         yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def ready(address: str, path: str, body: bytes | None, process: subprocess.Popen[bytes]) -> None:

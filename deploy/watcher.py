@@ -11,8 +11,10 @@ logged, and tried again with growing pauses, or at once when the registry moves.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
 import re
 import secrets
 import socket
@@ -32,6 +34,10 @@ from deploy.session import MODEL_FILE, Session, predicts_number, read_head
 from deploy.versions import Aliases, Versions
 
 log = logging.getLogger("driftd.server")
+
+# Steps of niceness of the thread that loads: on a core that requests keep busy, opening a version
+# gets a quarter of it. As an equal it would double every latency, and end in half the time.
+_NICE = 5
 
 # Load errors that say nothing about the version itself.
 _PASSING = ("registry", "not_found", "no_answer")
@@ -123,6 +129,7 @@ class Watcher:
         self._engine.metrics.counter("driftd_server_traffic_reports_total", outcome).inc()
 
     def _run(self) -> None:
+        _stand_back()
         log.info("waiting for a champion in %s", self._versions)
         config = self._config
         pause = config.poll_seconds_bucket if self._versions.remote else config.poll_seconds
@@ -280,3 +287,11 @@ class Watcher:
         if str(error) != self._complaint:  # one line a trouble, not one a try
             self._complaint = str(error)
             log.error("cannot load %s (%s): %s", version, error.cause, error)
+
+
+def _stand_back() -> None:
+    """Let this thread, not its process, wait for others."""
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        before = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, before + _NICE)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench._serve_load import Load, requests
-from bench._serve_ours import INFER, identity, serving
+from bench._serve_ours import INFER, identity, running, serving
 
 
 @contextmanager
@@ -71,6 +72,7 @@ def test_an_open_loop_keeps_its_rate_whatever_the_answers_do() -> None:
         load = Load(("127.0.0.1", port), requests("x", "/predict", [b"{}"]), 200.0)
         found = asyncio.run(load.run(64, 1.0))
     assert sum(found["outcomes"].values()) == pytest.approx(200, abs=80)
+    assert found["asked_per_second"] == pytest.approx(200, abs=80)
 
 
 def test_the_identity_model_gives_its_number_back(tmp_path: Path) -> None:
@@ -80,4 +82,16 @@ def test_the_identity_model_gives_its_number_back(tmp_path: Path) -> None:
         assert (output["name"], output["data"]) == ("embedding", [0.5])
         assert json.loads(body)["inputs"][0]["data"] == [0.5]
         assert server.memory_mb() > 10
-        assert server.cpu_seconds() > 0
+        found = server.load(tmp_path, INFER, [body], 0.5, clients=2)
+        assert found["good"] > 0
+        assert 0 < found["server_cores"] < 2
+
+
+def test_a_server_leaves_no_children(tmp_path: Path) -> None:
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with running(command, tmp_path / "log"):
+        while not (child := (tmp_path / "log").read_text().strip()):
+            pass
+    state, end = Path(f"/proc/{child}/stat"), time.monotonic() + 10
+    while state.exists() and " Z " not in state.read_text():
+        assert time.monotonic() < end

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+import time
 
 import registry
 
@@ -175,3 +178,15 @@ def test_an_unreadable_registry_changes_nothing(follower, text, publish):
     state.write_bytes(good)
     follower.clock.now += 30
     assert follower.watcher.step()
+
+
+def test_loading_stands_back_behind_answering(follower):
+    follower.watcher.start()
+    try:
+        thread = next(t for t in threading.enumerate() if t.name == "driftd-watcher")
+        own, end = os.getpriority(os.PRIO_PROCESS, 0), time.monotonic() + 10
+        while os.getpriority(os.PRIO_PROCESS, thread.native_id) != min(own + 5, 19):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        follower.watcher.stop()
