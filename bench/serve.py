@@ -50,7 +50,7 @@ PEERS = {  # requirements, path, body
 SCRIPT = Path(__file__).with_name("_peers_serve.py")
 TEXT_CLIENTS = 128
 PEER_SECONDS = 10.0
-LOOK_SECONDS = 0.003  # between two looks whether the new version answers: a server nearly idle
+LOOK_SECONDS = 0.01  # between two looks whether the new version answers: a server nearly idle
 SWAPS = 200
 SWAP_SECONDS = 0.25  # from one swap answered to the next promotion
 
