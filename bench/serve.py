@@ -50,6 +50,7 @@ PEERS = {  # requirements, path, body
 SCRIPT = Path(__file__).with_name("_peers_serve.py")
 TEXT_CLIENTS = 128
 PEER_SECONDS = 10.0
+LOOK_SECONDS = 0.01  # between two looks whether the new version answers: a server nearly idle
 SWAPS = 200
 SWAP_SECONDS = 0.25  # from one swap answered to the next promotion
 
@@ -302,7 +303,7 @@ def updates(quick: bool, folder: Path) -> Iterator[Row]:
                 promote(registry, version)
                 promoted = time.perf_counter()
                 while server.get("/predict", body)["version"] != version:
-                    pass
+                    time.sleep(LOOK_SECONDS)
                 whole.append(1e3 * (time.perf_counter() - begun))
                 moved.append(1e3 * (time.perf_counter() - promoted))
                 time.sleep(0.3)

@@ -85,6 +85,15 @@ def quantize_int8(fp32: Path, out: Path, config: ExportConfig | None = None) -> 
         )
     finally:
         quiet.setLevel(level)
+    _store_as_bytes(out)
+
+
+def _store_as_bytes(graph: Path) -> None:
+    """Every tensor in the form in which a patch can write over it."""
+    model = onnx.load(str(graph))
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, str(graph))
 
 
 class _Encoder(torch.nn.Module):

@@ -12,6 +12,7 @@ Imports no other room; several processes may use one registry at once.
 """
 
 from .config import RegistryConfig
+from .durable import Sound
 from .errors import (
     Conflict,
     Corrupt,
@@ -30,7 +31,7 @@ from .journal import Journal, Row
 from .lease import Lease
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
-from .registry import Registry, Request, Sound, Version, open_registry
+from .registry import Registry, Request, Version, open_registry
 from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
 from .store import Store

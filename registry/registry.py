@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from .config import RegistryConfig
-from .durable import sha256
+from .durable import Sound, is_sound
 from .errors import (
     Conflict,
     DigestMismatch,
@@ -47,7 +47,6 @@ log = logging.getLogger("driftd.registry")
 
 EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
 REMEMBERED = 10_000  # rows back in the journal that an order's request id is looked for
-_SETTLED_NS = 1_000_000_000
 LEASE = "leader.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -58,15 +57,6 @@ class Version:
 
     id: str
     manifest: Manifest
-
-
-class Sound(NamedTuple):
-    """A file that was found to be what was published, and that nobody has written since."""
-
-    device: int
-    inode: int
-    modified_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -853,15 +843,7 @@ def check_file(id: str, file: Path, entry: FileEntry, sound: set[Sound] | None =
     """
     if not file.is_file() or file.stat().st_size != entry.size:
         raise DigestMismatch(f"{id}: {file.name} is missing or has another size", file)
-    found = file.stat()  # before it is read: what is written meanwhile has another time
-    known = Sound(found.st_dev, found.st_ino, found.st_mtime_ns, entry.sha256)
-    if sound is not None and known in sound:
-        return
-    if sha256(file) == entry.sha256:
-        # Clocks of file systems are coarse: what is that young could be written again unseen.
-        if sound is not None and time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
-            sound.add(known)
-    else:
+    if not is_sound(file, entry.sha256, sound):
         raise DigestMismatch(
             f"{id}: {file.name} is not what was published (SHA-256 differs). Restore the version "
             "from a backup or roll back to another one",

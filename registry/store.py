@@ -18,13 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .durable import copy_file, make_folder, replace_file, sha256, sync_folder, write_file
+from .durable import (
+    Sound,
+    copy_file,
+    is_sound,
+    make_folder,
+    replace_file,
+    sha256,
+    sync_folder,
+    write_file,
+)
 from .errors import explained
 from .lock import locked, open_locked, still_named, try_lock
 from .log import Entry, Log, Torn
 
 VERSIONS = "versions"  # folders are published in this one
 READ_ONLY = 0o444  # the kernel takes the umask off
+_MANY_FILES = 1000  # remembered as sound; a version has about eight
 _FULL_FOLDER = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -135,6 +145,7 @@ class LocalStore:
         self._lock_timeout = lock_timeout
         self._log = Log(self.root / "journal.jsonl", self._locked)
         self._staging = self.root / "staging"
+        self._sound: set[Sound] = set()
 
     @property
     def location(self) -> str:
@@ -203,7 +214,9 @@ class LocalStore:
     def stage(self) -> Iterator[Stage]:
         with explained(self.root), self._place() as place:
             place.mkdir()
-            yield _LocalStage(self.root, place)
+            if len(self._sound) > _MANY_FILES:
+                self._sound.clear()
+            yield _LocalStage(self.root, place, self._sound)
 
     def remove(self, name: str) -> None:
         with explained(self.root), self._place() as place, suppress(FileNotFoundError):
@@ -264,9 +277,10 @@ class LocalStore:
 
 
 class _LocalStage:
-    def __init__(self, root: Path, place: Path) -> None:
+    def __init__(self, root: Path, place: Path, sound: set[Sound]) -> None:
         self._root = root
         self._place = place
+        self._sound = sound
 
     def add(self, name: str, source: Path, twins: Mapping[tuple[str, int], str]) -> tuple[str, int]:
         target = self._place / name
@@ -311,13 +325,12 @@ class _LocalStage:
                         return digest, twin
         return None
 
-    @staticmethod
-    def _link(twin: Path, target: Path, digest: str) -> bool:
+    def _link(self, twin: Path, target: Path, digest: str) -> bool:
         try:
             os.link(twin, target, follow_symlinks=False)
         except OSError:
             return False  # just collected, too many links, or a file system without them: copy
-        if sha256(target) == digest:
+        if is_sound(target, digest, self._sound):
             return True
         target.unlink()  # the twin has decayed on the disk; what comes in is sound
         return False

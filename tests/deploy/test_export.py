@@ -110,6 +110,14 @@ def test_a_patch_of_the_fp32_graph_and_of_a_table(table, tmp_path):
     assert_same_weights(tmp_path / "patched.int8.onnx", tmp_path / "fresh.int8.onnx")
 
 
+def test_a_patch_of_the_same_shapes_writes_no_message_anew(text, tmp_path, monkeypatch):
+    monkeypatch.delattr("deploy.patch.onnx.save")
+    changed = disturb(copy.deepcopy(text.module), "layer.1", "head")
+    patch_weights(text.int8, changed, tmp_path / "patched.onnx")
+    assert (tmp_path / "patched.onnx").stat().st_size == text.int8.stat().st_size
+    onnx.checker.check_model(str(tmp_path / "patched.onnx"))
+
+
 def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path):
     graph = tmp_path / "m.onnx"
     graph.write_bytes(text.int8.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
@@ -16,7 +17,7 @@ import registry
 from deploy.config import ServerConfig
 from deploy.errors import BindError
 from deploy.listening import bind, turn_away
-from deploy.server import InferenceServer
+from deploy.server import InferenceServer, _collect_seldom
 from deploy.session import Session
 
 INFER = "/v2/models/driftd/infer"
@@ -417,3 +418,16 @@ def test_turning_away_keeps_those_who_came_first():
                 listener.close()
                 early.sendall(b"hello")
                 assert accepted.recv(5) == b"hello"
+
+
+def test_garbage_is_not_looked_for_every_few_requests():
+    before = gc.get_threshold()
+    try:
+        _collect_seldom()
+        looked = gc.get_stats()[0]["collections"]
+        waiting = [[] for _ in range(30_000)]
+        assert gc.get_stats()[0]["collections"] == looked
+        assert len(waiting) == 30_000
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -175,7 +175,7 @@ def test_what_was_found_sound_is_read_again_once_it_is_written(
     read: list[str] = []
     digest = durable.sha256
     monkeypatch.setattr(
-        "registry.registry.sha256", lambda path: (read.append(path.name), digest(path))[1]
+        "registry.durable.sha256", lambda path: (read.append(path.name), digest(path))[1]
     )
     registry.path(version, sound=sound)
     assert read == []
