@@ -31,6 +31,21 @@ affinity:
 {{- end }}
 {{- end }}
 
+{{/* Over zones and nodes, where it can be. Takes a list: the root, the component. */}}
+{{- define "driftd.spread" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "driftd.selector" $root | nindent 6 }}
+      app.kubernetes.io/component: {{ $component }}
+{{- end }}
+{{- end }}
+
 {{- define "driftd.daemonContainer" -}}
 name: daemon
 image: {{ include "driftd.image" (list . .Values.daemon.image) }}
@@ -42,6 +57,14 @@ env:
   - {name: HF_HOME, value: /var/lib/driftd/cache}
   # Libraries count the node's cores, not the pod's share.
   - {name: OMP_NUM_THREADS, value: "1"}
+  {{- if include "driftd.shared" . }}
+  # A member of the group that comes back under its name within the session moves no partition.
+  - name: DRIFTD_SOURCE__INSTANCE_ID
+    valueFrom: {fieldRef: {fieldPath: metadata.name}}
+  {{- if .Values.training.job.enabled }}
+  - {name: DRIFTD_TRAINER__JOB__FOLDER, value: /var/lib/driftd-training/$(DRIFTD_SOURCE__INSTANCE_ID)}
+  {{- end }}
+  {{- end }}
   {{- with .Values.daemon.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
