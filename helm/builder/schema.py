@@ -14,7 +14,7 @@ from helm.builder.values import read_values
 
 JSON = dict[str, Any]
 
-SECRETS = ("sasl_password",)
+SECRETS = ("sasl_password", "password")
 # What the chart sets itself, by the section's model; a second word about it would be lost.
 OWNED = {
     "RegistryConfig": ("path", "endpoint", "cache", "signing_key", "trusted_keys"),

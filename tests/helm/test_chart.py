@@ -184,6 +184,10 @@ def test_long_names_stay_valid(render: Render) -> None:
             {"config": {"source": {"kind": "kafka", "topic": "t", "sasl_password": "s"}}},
             "'sasl_password' not allowed",
         ),
+        (
+            {"config": {"source": {"kind": "kafka", "schema_registry": {"password": "s"}}}},
+            "'password' not allowed",
+        ),
     ],
 )
 def test_the_schema_refuses(render: Render, values: dict[str, Any], complaint: str) -> None:
@@ -562,6 +566,31 @@ def test_secrets_are_files_by_reference(render: Render) -> None:
     assert mounts["sasl"] == "/etc/driftd/sasl"
 
 
+def test_a_server_that_logs_its_predictions_can_log_in(render: Render, tmp_path: Path) -> None:
+    values = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
+    for logs in (True, False):
+        if not logs:
+            del values["config"]["server"]["prediction_log"]
+        rendered = render(values)
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
+        (tmp_path / "server.yaml").write_text(data["server.yaml"])
+        log = load_operating(tmp_path / "server.yaml", {}).server.prediction_log
+        (spec,) = pods(of_kind(rendered, "Deployment"))
+        secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+        places = {m["mountPath"]: m["name"] for m in spec["containers"][0]["volumeMounts"]}
+        if log is None:
+            assert not logs
+            assert not {"sasl", "tls"} & secrets.keys()
+            continue
+        for file, secret in (
+            (log.sasl_password_file, "orders-kafka"),
+            (log.tls_ca_file, "orders-tls"),
+        ):
+            assert file is not None
+            assert secrets[places[str(file.parent)]] == secret
+        assert log.tls_cert_file is not None
+
+
 def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
@@ -587,7 +616,7 @@ def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
         assert selected[0]["spec"]["policyTypes"] == ["Ingress", "Egress"]
         if manifest["kind"] == "Deployment":
             ports = [p["port"] for e in selected[0]["spec"].get("egress", ()) for p in e["ports"]]
-            assert ports in ([], [53, 53, 9000])
+            assert ports in ([], [53, 53, 9000], [53, 53, 9092, 9093, 9094])
     for job in training_jobs(manifests):
         labels = job["spec"]["template"]["metadata"]["labels"].items()
         (policy,) = (
@@ -689,7 +718,7 @@ def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> No
     (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     for part, wanted in (
-        ("server", '"/source[grpc,signing,s3]"'),
+        ("server", '"/source[grpc,signing,s3,log]"'),
         ("daemon", '"/source[daemon,avro,signing,s3]"'),
     ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()

@@ -107,6 +107,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $tls) -}}
 {{- end -}}
+{{- if .Values.kafka.schemaRegistrySecret.name -}}
+{{- $login := dict "schema_registry" (dict "password_file" "/etc/driftd/schemas/password") -}}
+{{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $login) -}}
+{{- end -}}
+{{- with (dig "server" "prediction_log" dict $config) -}}
+{{- $log := dict -}}
+{{- if and $.Values.kafka.saslSecret.name .sasl_mechanism -}}
+{{- $_ := set $log "sasl_password_file" "/etc/driftd/sasl/password" -}}
+{{- end -}}
+{{- if and $.Values.kafka.tlsSecret.name (hasSuffix "SSL" (.security_protocol | default "")) -}}
+{{- $log = merge $log (pick $ours.source "tls_ca_file" "tls_cert_file" "tls_key_file") -}}
+{{- end -}}
+{{- $_ := set $ours.server "prediction_log" $log -}}
+{{- end -}}
 {{- if .Values.signing.privateSecret.name -}}
 {{- $_ := set $ours.registry "signing_key" "/etc/driftd/signing/key" -}}
 {{- end -}}
@@ -194,9 +208,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
 {{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}
 {{- end -}}
+{{- if and .Values.kafka.schemaRegistrySecret.name (not (dig "source" "schema_registry" "username" "" .Values.config)) -}}
+{{- fail "kafka.schemaRegistrySecret needs config.source.schema_registry with url and username" -}}
+{{- end -}}
 {{- if and .Values.daemon.keda.enabled (ne (.Values.config.source).kind "kafka") -}}
 {{- fail "daemon.keda needs config.source.kind: kafka" -}}
 {{- end -}}
+{{- end }}
+
+{{/* "yes" where servers write what they predict to Kafka, else nothing. */}}
+{{- define "driftd.logs" -}}
+{{- if dig "server" "prediction_log" "" .Values.config -}}yes{{- end -}}
 {{- end }}
 
 {{/* Who may come in: the peers, if any are named, and `helm test`. Takes `root` and `peers`. */}}
