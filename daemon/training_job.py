@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -51,6 +52,9 @@ class TrainingJobs:
         self._rungs = config.rungs
         self._template = _template(config.template)
         self._owner = socket.gethostname()[:63]
+        # One of several daemons counts its jobs as the others do: by its pod's number they differ.
+        numbered = re.search(r"-\d+$", self._owner)
+        self._number = numbered[0] if numbered else ""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         try:
@@ -70,7 +74,8 @@ class TrainingJobs:
         manifest = copy.deepcopy(self._template)
         metadata = manifest["metadata"]
         # Names of pods take it over, and end in their own letters after it.
-        metadata["name"] = f"{metadata['name'][:24]}-{job.id.lower().replace('_', '-')}"[:57]
+        named = f"{metadata['name'][:24]}{self._number}-{job.id.lower().replace('_', '-')}"
+        metadata["name"] = named[:57]
         for part in (metadata, manifest["spec"]["template"].setdefault("metadata", {})):
             part.setdefault("labels", {})[OWNER] = self._owner
         manifest["spec"]["activeDeadlineSeconds"] = max(1, int(limit_seconds))

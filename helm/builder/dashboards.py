@@ -17,6 +17,7 @@ from helm.builder.panels import (
     YES_IS_BAD,
     dashboard,
     graph,
+    happened,
     mean,
     of,
     quantile,
@@ -680,6 +681,10 @@ LIFE = dashboard(
             ),
         ],
     },
+    marks=(
+        happened("Gate", "driftd_gate_verdicts_total", "verdict", "blue"),
+        happened("Rolled back", "driftd_rollbacks_total", "cause", "red"),
+    ),
     hours=24 * 7,
 )
 

@@ -130,9 +130,18 @@ def timeline(title: str, expr: str, legend: str, says: str, *, width: int = 24) 
 
 
 def dashboard(
-    name: str, title: str, says: str, rows: Mapping[str, Sequence[JSON]], *, hours: int = 6
+    name: str,
+    title: str,
+    says: str,
+    rows: Mapping[str, Sequence[JSON]],
+    *,
+    hours: int = 6,
+    marks: Sequence[JSON] = (),
 ) -> JSON:
-    """A dashboard whose panels stand in named rows; links lead to the others."""
+    """A dashboard whose panels stand in named rows; links lead to the others.
+
+    marks: of what happened, as `happened` makes them, beside each change of the champion.
+    """
     return {
         "uid": f"driftd-{name}",
         "title": f"driftd / {title}",
@@ -146,7 +155,7 @@ def dashboard(
         "refresh": "30s",
         "time": {"from": f"now-{hours}h", "to": "now"},
         "templating": {"list": _variables()},
-        "annotations": {"list": [_promotions()]},
+        "annotations": {"list": [_promotions(), *marks]},
         "links": [_links()],
         "panels": _placed(rows),
     }
@@ -236,14 +245,28 @@ def _variable(name: str, query: str, **more: object) -> JSON:
     }
 
 
+def happened(name: str, counter: str, label: str, color: str) -> JSON:
+    """A mark in all graphs whenever the counter grows, or appears; it names the ``label``."""
+    series = of(counter)
+    grown = f"({series} unless {series} offset 1m) or increase({series}[1m])"
+    return _mark(name, f"sum by ({label}) ({grown}) > 0", f"{name}: {{{{{label}}}}}", color)
+
+
 def _promotions() -> JSON:
+    since = of("driftd_champion_since_timestamp_seconds")
+    version = f"max by (version) ({of('driftd_champion_info')})"
+    expr = f"{version} and on () changes({since}[1m]) > 0"
+    return _mark("Another champion", expr, "{{version}} serves", "purple")
+
+
+def _mark(name: str, expr: str, title: str, color: str) -> JSON:
     return {
-        "name": "Another champion",
+        "name": name,
         "datasource": SOURCE,
         "enable": True,
-        "iconColor": "purple",
-        "expr": f"changes({of('driftd_champion_since_timestamp_seconds')}[1m]) > 0",
-        "titleFormat": "Another champion",
+        "iconColor": color,
+        "expr": expr,
+        "titleFormat": title,
         "textFormat": "See the journal for who and why",
         "step": "60s",
     }

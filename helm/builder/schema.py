@@ -14,12 +14,12 @@ from helm.builder.values import read_values
 
 JSON = dict[str, Any]
 
-SECRETS = ("sasl_password",)
+SECRETS = ("sasl_password", "password")
 # What the chart sets itself, by the section's model; a second word about it would be lost.
 OWNED = {
     "RegistryConfig": ("path", "endpoint", "cache", "signing_key", "trusted_keys"),
     "TrainingJobConfig": ("enabled", "template", "folder"),
-    "CheckpointConfig": ("path",),
+    "CheckpointConfig": ("path", "store", "name"),
     "HttpConfig": ("host", "port"),
     "AccessConfig": ("tokens",),
     "TlsConfig": ("certificate", "key", "client_ca"),
@@ -36,6 +36,7 @@ _PORT: JSON = {"type": "integer", "minimum": 1, "maximum": 65535}
 _TEXTS: JSON = {"type": "object", "additionalProperties": {"type": "string"}}
 _DIGEST: JSON = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
 
+SEVERAL = (("daemon", "replicas"), ("daemon", "keda", "maxReplicas"))
 SPECIAL: dict[str, JSON] = {
     "mode": {"enum": ["together", "apart"]},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
@@ -50,6 +51,7 @@ SPECIAL: dict[str, JSON] = {
     "training.job.image.digest": _DIGEST,
     "training.job.ttlSeconds": {"type": "integer", "minimum": 0},
     "registry.s3.url": {"type": "string", "pattern": "^(s3://.+)?$"},
+    "daemon.keda.minReplicas": {"type": "integer", "minimum": 0},
     "daemon.terminationGracePeriodSeconds": {"type": "integer", "minimum": 30},
     "server.replicas": {"type": "integer", "minimum": 0},
     "server.drain.notice": _SECONDS,
@@ -88,6 +90,7 @@ def values_schema(values: str) -> JSON:
         "properties": {},
         "$defs": definitions,
     }
+    root["allOf"] = [_several(*path) for path in SEVERAL]
     for value in read_values(values):
         parent = root
         for step in value.path[:-1]:
@@ -97,6 +100,17 @@ def values_schema(values: str) -> JSON:
         found = config if name == "config" else SPECIAL.get(name) or _by_default(value.default)
         parent["properties"][value.path[-1]] = {**found, "description": value.says}
     return root
+
+
+def _several(*path: str) -> JSON:
+    """Where this value is more than one, there are several daemons: they must be told to share."""
+    more: JSON = {"minimum": 2}
+    for step in reversed(path):
+        more = {"properties": {step: more}, "required": [step]}
+    shared: JSON = {"const": True}
+    for step in ("enabled", "sharing", "config"):
+        shared = {"properties": {step: shared}, "required": [step]}
+    return {"if": more, "then": shared}
 
 
 def config_schema() -> tuple[JSON, JSON]:

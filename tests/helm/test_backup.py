@@ -3,12 +3,14 @@
 import re
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helm.builder.files import ROOT
-from registry import ManifestDraft, Registry, open_registry
+from registry import ManifestDraft, Registry, RegistryConfig, open_registry
 
 TEXT = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
 
@@ -57,4 +59,38 @@ def test_a_backup_of_a_running_registry_is_whole(tmp_path: Path, round: int) -> 
     assert restored.path(champion, verify=True).is_dir()
     kinds = {row.kind for row in restored.journal.rows()}
     assert {"published", "promote"} <= kinds
+    publish(restored, tmp_path / "new", "goes on")
+
+
+def test_a_backup_of_a_bucket_is_whole(
+    tmp_path: Path, s3: Any, s3_config: Callable[..., RegistryConfig]
+) -> None:
+    """What the two commands do, copy by copy: who serves first, then all else."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3.endpoint)
+    origin, target = s3_config(), s3_config()
+    registry = open_registry(origin, create=True)
+    for number in range(3):
+        version = publish(registry, tmp_path / "new", str(number))
+        registry.promote(version, actor="test", reason="a test")
+    bucket, _, start = origin.path.removeprefix("s3://").partition("/")
+    place = target.path.removeprefix(f"s3://{bucket}/")
+
+    def copied(name: str) -> None:
+        origin = {"Bucket": bucket, "Key": f"{start}/{name}"}
+        client.copy_object(Bucket=bucket, Key=f"{place}/{name}", CopySource=origin)
+
+    assert "aws s3 cp s3://models/intents/state.json" in TEXT
+    copied("state.json")
+    later = publish(registry, tmp_path / "new", "in between")
+    registry.promote(later, actor="test", reason="a test")
+    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{start}/")["Contents"]
+    for name in (file["Key"].removeprefix(f"{start}/") for file in found):
+        if name != "state.json":
+            copied(name)
+    restored = open_registry(target)
+    assert restored.state().champion == version
+    for kept in restored.versions():
+        assert restored.path(kept.id, verify=True).is_dir()
     publish(restored, tmp_path / "new", "goes on")

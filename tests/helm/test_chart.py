@@ -172,9 +172,21 @@ def test_long_names_stay_valid(render: Render) -> None:
         # What the chart sets itself, and secrets, have no place in config.
         ({"config": {"server": {"port": 1}}}, "'port' not allowed"),
         ({"config": {"registry": {"path": "/x"}}}, "'path' not allowed"),
+        ({"config": {"checkpoint": {"store": "registry"}}}, "'store' not allowed"),
+        # Several daemons must be told to share.
+        ({"daemon": {"replicas": 2}}, "missing property 'sharing'"),
+        ({"daemon": {"keda": {"maxReplicas": 2}}}, "missing property 'sharing'"),
+        (
+            {"daemon": {"replicas": 2}, "config": {"sharing": {"enabled": False}}},
+            "'/config/sharing/enabled': value must be true",
+        ),
         (
             {"config": {"source": {"kind": "kafka", "topic": "t", "sasl_password": "s"}}},
             "'sasl_password' not allowed",
+        ),
+        (
+            {"config": {"source": {"kind": "kafka", "schema_registry": {"password": "s"}}}},
+            "'password' not allowed",
         ),
     ],
 )
@@ -204,6 +216,33 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
             "two places for one registry",
         ),
         ({"daemon": {"keda": {"enabled": True}}}, "daemon.keda needs mode: apart"),
+        (
+            {"daemon": {"persistence": {"enabled": False}}},
+            "daemon.persistence.enabled: false needs mode: apart",
+        ),
+        (
+            {"mode": "apart", "daemon": {"persistence": {"enabled": False}}},
+            "no place for a file of dead letters",
+        ),
+        (
+            {
+                "mode": "apart",
+                "daemon": {"persistence": {"enabled": False}},
+                "config": {
+                    "source": SOURCE,
+                    "dead_letters": {"kind": "none"},
+                    "checkpoint": {"ledger": True},
+                },
+            },
+            "config.checkpoint.ledger is a file",
+        ),
+        (
+            {
+                "daemon": {"replicas": 2},
+                "config": {"source": SOURCE, "sharing": {"enabled": True}},
+            },
+            "several daemons need mode: apart",
+        ),
         (
             {"mode": "apart", "daemon": {"keda": {"enabled": True}}},
             "daemon.keda needs config.source.kind: kafka",
@@ -253,11 +292,28 @@ def test_the_configuration_is_one_that_driftd_accepts(manifests: Manifests, tmp_
     data = next(m["data"] for m in of_kind(manifests, "ConfigMap") if "driftd.yaml" in m["data"])
     (tmp_path / "driftd.yaml").write_text(data["driftd.yaml"])
     (tmp_path / "server.yaml").write_text(data["server.yaml"])
-    config = load_config(tmp_path / "driftd.yaml", {})
+    (daemon,) = of_kind(manifests, "StatefulSet")
+    config = load_config(tmp_path / "driftd.yaml", environment(daemon, 0))
     assert load_operating(tmp_path / "server.yaml", {}).server == config.server
     # One name on all metrics, so that one dashboard shows daemon and server.
     assert config.server.name == config.name
     assert (config.http.host, config.server.host) == ("0.0.0.0", "0.0.0.0")
+
+
+def environment(daemon: dict[str, Any], number: int) -> dict[str, str]:
+    """What the chart sets of driftd's variables in the pod of this number."""
+    name = f"{daemon['metadata']['name']}-{number}"
+    found: dict[str, str] = {}
+    for entry in daemon["spec"]["template"]["spec"]["containers"][0]["env"]:
+        if "valueFrom" in entry:
+            assert entry["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+            found[entry["name"]] = name
+        else:
+            value = entry["value"]
+            for before, known in found.items():
+                value = value.replace(f"$({before})", known)
+            found[entry["name"]] = value
+    return {name: value for name, value in found.items() if name.startswith("DRIFTD_")}
 
 
 def test_keys_come_from_secrets_and_servers_see_no_private_one(render: Render) -> None:
@@ -462,6 +518,45 @@ def test_an_object_store_needs_no_claim_and_its_keys_come_from_a_secret(render: 
         assert cache["mountPath"] == registry["cache"]
 
 
+def test_daemons_that_share_are_told_apart_by_their_pods(render: Render, tmp_path: Path) -> None:
+    values = yaml.safe_load((CHART / "ci" / "shared-values.yaml").read_text())
+    values["daemon"]["keda"]["enabled"] = False
+    rendered = render(values)
+    (daemon,) = of_kind(rendered, "StatefulSet")
+    assert daemon["spec"]["replicas"] == 3
+    data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+    (tmp_path / "driftd.yaml").write_text(data["driftd.yaml"])
+    configs = [load_config(tmp_path / "driftd.yaml", environment(daemon, n)) for n in range(3)]
+    assert len({config.source.instance_id for config in configs}) == 3
+    assert len({config.trainer.job.folder for config in configs}) == 3
+    (budget,) = (
+        m
+        for m in of_kind(rendered, "PodDisruptionBudget")
+        if m["metadata"]["name"].endswith("-daemon")
+    )
+    labels = daemon["spec"]["template"]["metadata"]["labels"].items()
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels
+    for spread in daemon["spec"]["template"]["spec"]["topologySpreadConstraints"]:
+        assert spread["labelSelector"]["matchLabels"].items() <= labels
+
+
+def test_a_daemon_without_a_volume_keeps_its_state_beside_the_registry(render: Render) -> None:
+    values = yaml.safe_load((CHART / "ci" / "shared-values.yaml").read_text())
+    for kept in (False, True):
+        values["daemon"]["persistence"]["enabled"] = kept
+        rendered = render(values)
+        (daemon,) = of_kind(rendered, "StatefulSet")
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "driftd.yaml" in m["data"])
+        store = yaml.safe_load(data["driftd.yaml"])["checkpoint"]["store"]
+        volumes = {v["name"]: v for v in daemon["spec"]["template"]["spec"]["volumes"]}
+        claims = [c["metadata"]["name"] for c in daemon["spec"].get("volumeClaimTemplates", ())]
+        if kept:
+            assert (store, claims, "data" in volumes) == ("folder", ["data"], False)
+        else:
+            assert (store, claims) == ("registry", [])
+            assert volumes["data"]["emptyDir"] == {"sizeLimit": "10Gi"}
+
+
 def test_secrets_are_files_by_reference(render: Render) -> None:
     values = yaml.safe_load((CHART / "ci" / "production-values.yaml").read_text())
     (spec,) = pods(of_kind(render(values), "StatefulSet"))
@@ -469,6 +564,31 @@ def test_secrets_are_files_by_reference(render: Render) -> None:
     assert secrets == {"sasl": "driftd-kafka", "tls": "kafka-ca"}
     mounts = {m["name"]: m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
     assert mounts["sasl"] == "/etc/driftd/sasl"
+
+
+def test_a_server_that_logs_its_predictions_can_log_in(render: Render, tmp_path: Path) -> None:
+    values = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
+    for logs in (True, False):
+        if not logs:
+            del values["config"]["server"]["prediction_log"]
+        rendered = render(values)
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
+        (tmp_path / "server.yaml").write_text(data["server.yaml"])
+        log = load_operating(tmp_path / "server.yaml", {}).server.prediction_log
+        (spec,) = pods(of_kind(rendered, "Deployment"))
+        secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+        places = {m["mountPath"]: m["name"] for m in spec["containers"][0]["volumeMounts"]}
+        if log is None:
+            assert not logs
+            assert not {"sasl", "tls"} & secrets.keys()
+            continue
+        for file, secret in (
+            (log.sasl_password_file, "orders-kafka"),
+            (log.tls_ca_file, "orders-tls"),
+        ):
+            assert file is not None
+            assert secrets[places[str(file.parent)]] == secret
+        assert log.tls_cert_file is not None
 
 
 def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
@@ -496,7 +616,7 @@ def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
         assert selected[0]["spec"]["policyTypes"] == ["Ingress", "Egress"]
         if manifest["kind"] == "Deployment":
             ports = [p["port"] for e in selected[0]["spec"].get("egress", ()) for p in e["ports"]]
-            assert ports in ([], [53, 53, 9000])
+            assert ports in ([], [53, 53, 9000], [53, 53, 9092, 9093, 9094])
     for job in training_jobs(manifests):
         labels = job["spec"]["template"]["metadata"]["labels"].items()
         (policy,) = (
@@ -505,11 +625,14 @@ def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
         assert policy["spec"].keys() == {"podSelector", "policyTypes"}
 
 
-def test_one_daemon_and_a_budget_that_never_blocks(manifests: Manifests) -> None:
+def test_one_daemon_unless_they_share_and_a_budget_that_never_blocks(manifests: Manifests) -> None:
     (daemon,) = of_kind(manifests, "StatefulSet")
     scaled = of_kind(manifests, "ScaledObject")
     assert daemon["spec"].get("replicas") == (None if scaled else 1)
-    assert all(s["spec"]["maxReplicaCount"] == 1 for s in scaled)
+    data = next(m["data"] for m in of_kind(manifests, "ConfigMap") if "driftd.yaml" in m["data"])
+    if "sharing" not in yaml.safe_load(data["driftd.yaml"]):
+        assert all(s["spec"]["maxReplicaCount"] == 1 for s in scaled)
+        assert "DRIFTD_SOURCE__INSTANCE_ID" not in environment(daemon, 0)
     for budget in of_kind(manifests, "PodDisruptionBudget"):
         assert budget["spec"]["maxUnavailable"] == 1
         assert "minAvailable" not in budget["spec"]
@@ -595,7 +718,7 @@ def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> No
     (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     for part, wanted in (
-        ("server", '"/source[grpc,signing,s3]"'),
+        ("server", '"/source[grpc,signing,s3,log]"'),
         ("daemon", '"/source[daemon,avro,signing,s3]"'),
     ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from daemon.partitions import Partitions
-from registry import Registry, open_registry
-from tests.system.stack import Process, Stack
+from registry import Registry, RegistryConfig, open_registry
+from tests.system.stack import ENVIRONMENT, Process, Stack
 
 pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
 
@@ -31,16 +32,26 @@ class Group:
     """Several stacks, one registry and one consumer group."""
 
     def __init__(
-        self, folder: Path, bootstrap: str, topic: str, handover: str, options: dict[str, int]
+        self,
+        folder: Path,
+        bootstrap: str,
+        topic: str,
+        handover: str,
+        options: dict[str, int],
+        *,
+        names: str = "abc",
+        registry: RegistryConfig | None = None,
     ) -> None:
+        """``registry``: a bucket, in which the daemons' own state lies then, too."""
         from examples.demo.broker import free_port
 
         self.folder, self.topic = folder, topic
+        self.place = registry or RegistryConfig(path=str(folder / "registry"))
         self.stacks: list[Stack] = []
         ports: set[int] = set()
-        while len(ports) < 6:
+        while len(ports) < 2 * len(names):
             ports.add(free_port())
-        for name in "abc":
+        for name in names:
             place = folder / name
             place.mkdir()
             stack = Stack(place, ports.pop(), ports.pop())
@@ -53,8 +64,13 @@ class Group:
             }
             stack.configure(
                 source,
-                registry={"path": str(folder / "registry")},
-                checkpoint={"path": str(place / "state"), "every_seconds": 0.5},
+                registry=self.place.model_dump(mode="json") | {"cache": str(place / "cache")},
+                checkpoint={
+                    "path": str(place / "state"),
+                    "every_seconds": 0.5,
+                    "store": "registry" if registry else "folder",
+                    "name": name,
+                },
                 sharing={
                     "enabled": True,
                     "lease_seconds": LEASE,
@@ -69,7 +85,7 @@ class Group:
 
     @property
     def registry(self) -> Registry:
-        return open_registry(self.folder / "registry")
+        return open_registry(self.place)
 
     def look(self) -> list[dict[str, Any]]:
         """What each daemon says of the group; never do two lead in one term."""
@@ -125,16 +141,38 @@ class Group:
         return [dict(row.fields) for row in self.registry.journal.rows(kinds=list(kinds))]
 
 
+def end_all(group: Group) -> None:
+    for stack in group.stacks:
+        for process in stack.processes:
+            if process.child.poll() is None:
+                process.child.kill()
+                process.child.wait()
+
+
 @pytest.fixture
 def group(tmp_path: Path, broker: Any) -> Iterator[Group]:
     topics = broker.topic(partitions=PARTITIONS), broker.topic(partitions=2)
     made = Group(tmp_path, broker.bootstrap, *topics, SESSION)
     yield made
-    for stack in made.stacks:
-        for process in stack.processes:
-            if process.child.poll() is None:
-                process.child.kill()
-                process.child.wait()
+    end_all(made)
+
+
+@pytest.fixture
+def diskless(
+    tmp_path: Path,
+    broker: Any,
+    fast_group: dict[str, int],
+    s3: Any,
+    s3_config: Callable[..., RegistryConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Group]:
+    """Two daemons, all of whose state lies in a bucket."""
+    monkeypatch.setattr("tests.system.stack.ENVIRONMENT", ENVIRONMENT | s3.environ)
+    topics = broker.topic(partitions=PARTITIONS), broker.topic(partitions=2)
+    place = open_registry(s3_config(), create=True).config
+    made = Group(tmp_path, broker.bootstrap, *topics, fast_group, names="ab", registry=place)
+    yield made
+    end_all(made)
 
 
 def end(process: Process, how: signal.Signals) -> None:
@@ -154,6 +192,45 @@ def freeze(process: Process, lock: Path) -> None:
                 time.sleep(0.05)
             else:
                 return
+
+
+@pytest.mark.timeout(300)
+def test_one_whose_disk_is_gone_takes_its_part_again(
+    diskless: Group, broker: Any, table: Rows
+) -> None:
+    group, events = diskless, table(1200, seed=41)
+
+    def produce(start: int, stop: int) -> None:
+        for number in range(PARTITIONS):
+            broker.produce(
+                group.topic, events[start + number : stop : PARTITIONS], partition=number
+            )
+
+    def settled(sent: int) -> bool:
+        learned = group.learned()
+        owned = group.owned()
+        return len(learned) == sent and set(owned.values()) == {1} and len(owned) == PARTITIONS
+
+    first = [stack.start("run") for stack in group.stacks]
+    produce(0, 600)
+    group.wait(lambda: settled(600) and all(said.get("partitions") for said in group.look()))
+    group.wait(lambda: any(stack.status().get("champion") for stack in group.stacks))
+    (leader,) = [i for i, said in enumerate(group.look()) if said.get("leads")]
+    end(first[leader], signal.SIGKILL)
+    first[leader].child.wait()
+    gone = group.stacks[leader]
+    gone.processes.clear()
+    shutil.rmtree(gone.folder / "state")
+    shutil.rmtree(gone.folder / "cache", ignore_errors=True)
+    produce(600, 1200)
+    gone.start("run")
+    group.wait(lambda: settled(1200) and all(said.get("partitions") for said in group.look()))
+    learned = group.learned()
+    assert set(learned) == {json.loads(row)["id"] for row in events}
+    assert set(learned.values()) == {1}
+    for stack in group.stacks:
+        for process in stack.processes:
+            assert process.stop() == 0
 
 
 @pytest.mark.timeout(900)

@@ -55,6 +55,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.registry.s3.url }}s3{{ else if eq .Values.mode "apart" }}claim{{ else }}data{{ end -}}
 {{- end }}
 
+{{/* "yes" where daemons may share a model, else nothing. */}}
+{{- define "driftd.shared" -}}
+{{- if dig "sharing" "enabled" false .Values.config -}}yes{{- end -}}
+{{- end }}
+
+{{/* "yes" where there may be more than one of them. */}}
+{{- define "driftd.several" -}}
+{{- with .Values.daemon -}}
+{{- if gt (int (ternary .keda.maxReplicas .replicas .keda.enabled)) 1 -}}yes{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "driftd.trainingClaim" -}}
 {{- default (printf "%s-training" (include "driftd.fullname" .)) .Values.training.volume.existingClaim -}}
 {{- end }}
@@ -65,7 +77,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $name := $config.name | default "model" -}}
 {{- $ours := dict
   "registry" (dict "path" "/var/lib/driftd/registry")
-  "checkpoint" (dict "path" "/var/lib/driftd/state")
+  "checkpoint" (dict "path" "/var/lib/driftd/state" "store" (ternary "folder" "registry" .Values.daemon.persistence.enabled))
   "http" (dict "host" "0.0.0.0" "port" 8081)
   "server" (dict "host" "0.0.0.0" "port" 8080 "workers" .Values.server.workers
     "notice_seconds" .Values.server.drain.notice "drain_seconds" .Values.server.drain.drain) -}}
@@ -94,6 +106,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $_ := set $tls "tls_key_file" "/etc/driftd/tls/tls.key" -}}
 {{- end -}}
 {{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $tls) -}}
+{{- end -}}
+{{- if .Values.kafka.schemaRegistrySecret.name -}}
+{{- $login := dict "schema_registry" (dict "password_file" "/etc/driftd/schemas/password") -}}
+{{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $login) -}}
+{{- end -}}
+{{- with (dig "server" "prediction_log" dict $config) -}}
+{{- $log := dict -}}
+{{- if and $.Values.kafka.saslSecret.name .sasl_mechanism -}}
+{{- $_ := set $log "sasl_password_file" "/etc/driftd/sasl/password" -}}
+{{- end -}}
+{{- if and $.Values.kafka.tlsSecret.name (hasSuffix "SSL" (.security_protocol | default "")) -}}
+{{- $log = merge $log (pick $ours.source "tls_ca_file" "tls_cert_file" "tls_key_file") -}}
+{{- end -}}
+{{- $_ := set $ours.server "prediction_log" $log -}}
 {{- end -}}
 {{- if .Values.signing.privateSecret.name -}}
 {{- $_ := set $ours.registry "signing_key" "/etc/driftd/signing/key" -}}
@@ -152,8 +178,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.registry.s3.url -}}
 {{- fail "registry.s3 needs mode: apart; `together` keeps the registry on the daemon's volume" -}}
 {{- end -}}
+{{- if not .Values.daemon.persistence.enabled -}}
+{{- fail "daemon.persistence.enabled: false needs mode: apart; `together` keeps the registry on the daemon's volume" -}}
+{{- end -}}
+{{- if include "driftd.several" . -}}
+{{- fail "several daemons need mode: apart; `together` keeps the registry on the daemon's own volume" -}}
+{{- end -}}
 {{- if .Values.daemon.keda.enabled -}}
 {{- fail "daemon.keda needs mode: apart, or the server would be stopped with the daemon" -}}
+{{- end -}}
+{{- end -}}
+{{- if not .Values.daemon.persistence.enabled -}}
+{{- if not (has (dig "dead_letters" "kind" "file" .Values.config) (list "topic" "none")) -}}
+{{- fail "daemon.persistence.enabled: false leaves no place for a file of dead letters: config.dead_letters must have kind: topic, or none" -}}
+{{- end -}}
+{{- if dig "checkpoint" "ledger" false .Values.config -}}
+{{- fail "config.checkpoint.ledger is a file, and needs daemon.persistence.enabled" -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.server.kserve.enabled .Values.server.grpc -}}
@@ -168,9 +208,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.server.kserve.enabled (eq .Values.monitoring.scrape "ServiceMonitor") -}}
 {{- fail "server.kserve needs monitoring.scrape: PodMonitor, as the Service is KServe's" -}}
 {{- end -}}
+{{- if and .Values.kafka.schemaRegistrySecret.name (not (dig "source" "schema_registry" "username" "" .Values.config)) -}}
+{{- fail "kafka.schemaRegistrySecret needs config.source.schema_registry with url and username" -}}
+{{- end -}}
 {{- if and .Values.daemon.keda.enabled (ne (.Values.config.source).kind "kafka") -}}
 {{- fail "daemon.keda needs config.source.kind: kafka" -}}
 {{- end -}}
+{{- end }}
+
+{{/* "yes" where servers write what they predict to Kafka, else nothing. */}}
+{{- define "driftd.logs" -}}
+{{- if dig "server" "prediction_log" "" .Values.config -}}yes{{- end -}}
 {{- end }}
 
 {{/* Who may come in: the peers, if any are named, and `helm test`. Takes `root` and `peers`. */}}

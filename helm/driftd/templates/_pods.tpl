@@ -31,6 +31,21 @@ affinity:
 {{- end }}
 {{- end }}
 
+{{/* Over zones and nodes, where it can be. Takes a list: the root, the component. */}}
+{{- define "driftd.spread" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "driftd.selector" $root | nindent 6 }}
+      app.kubernetes.io/component: {{ $component }}
+{{- end }}
+{{- end }}
+
 {{- define "driftd.daemonContainer" -}}
 name: daemon
 image: {{ include "driftd.image" (list . .Values.daemon.image) }}
@@ -42,6 +57,14 @@ env:
   - {name: HF_HOME, value: /var/lib/driftd/cache}
   # Libraries count the node's cores, not the pod's share.
   - {name: OMP_NUM_THREADS, value: "1"}
+  {{- if include "driftd.shared" . }}
+  # A member of the group that comes back under its name within the session moves no partition.
+  - name: DRIFTD_SOURCE__INSTANCE_ID
+    valueFrom: {fieldRef: {fieldPath: metadata.name}}
+  {{- if .Values.training.job.enabled }}
+  - {name: DRIFTD_TRAINER__JOB__FOLDER, value: /var/lib/driftd-training/$(DRIFTD_SOURCE__INSTANCE_ID)}
+  {{- end }}
+  {{- end }}
   {{- with .Values.daemon.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -77,11 +100,9 @@ volumeMounts:
   - {name: training, mountPath: /var/lib/driftd-training}
   - {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
   {{- end }}
-  {{- if .Values.kafka.saslSecret.name }}
-  - {name: sasl, mountPath: /etc/driftd/sasl, readOnly: true}
-  {{- end }}
-  {{- if .Values.kafka.tlsSecret.name }}
-  - {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
+  {{- include "driftd.kafkaMounts" . | nindent 2 }}
+  {{- if .Values.kafka.schemaRegistrySecret.name }}
+  - {name: schemas, mountPath: /etc/driftd/schemas, readOnly: true}
   {{- end }}
   {{- if .Values.daemon.tokensSecret.name }}
   - {name: daemon-tokens, mountPath: /etc/driftd/daemon-tokens, readOnly: true}
@@ -148,6 +169,9 @@ volumeMounts:
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
   - {name: registry, mountPath: /var/lib/driftd/registry/traffic, subPath: traffic}
   {{- end }}
+  {{- if include "driftd.logs" . }}
+  {{- include "driftd.kafkaMounts" . | nindent 2 }}
+  {{- end }}
   {{- if .Values.server.tokensSecret.name }}
   - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
   {{- end }}
@@ -169,6 +193,7 @@ volumeMounts:
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
 {{ include "driftd.storeVolume" . }}
+{{ if include "driftd.logs" . }}{{ include "driftd.kafkaVolumes" . }}{{ end }}
 {{ include "driftd.accessVolumes" . }}
 {{ include "driftd.trustedVolume" . }}
 {{- end }}
@@ -192,6 +217,32 @@ envFrom:
   - secretRef: {name: {{ .secret }}}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Login and certificates for the brokers, as files. */}}
+{{- define "driftd.kafkaVolumes" -}}
+{{- with .Values.kafka.saslSecret -}}
+{{- if .name -}}
+- name: sasl
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: password}]
+{{- end -}}
+{{- end }}
+{{ with .Values.kafka.tlsSecret.name -}}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end -}}
+{{- end }}
+
+{{- define "driftd.kafkaMounts" -}}
+{{- if .Values.kafka.saslSecret.name -}}
+- {name: sasl, mountPath: /etc/driftd/sasl, readOnly: true}
+{{- end }}
+{{ if .Values.kafka.tlsSecret.name -}}
+- {name: tls, mountPath: /etc/driftd/tls, readOnly: true}
+{{- end -}}
 {{- end }}
 
 {{- define "driftd.accessVolumes" -}}
