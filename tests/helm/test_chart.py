@@ -595,7 +595,7 @@ def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> No
     (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     for part, wanted in (
-        ("server", '"/source[grpc,signing,s3]"'),
+        ("server", '"/source[grpc,otel,signing,s3]"'),
         ("daemon", '"/source[daemon,avro,signing,s3]"'),
     ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()
