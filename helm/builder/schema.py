@@ -23,7 +23,10 @@ OWNED = {
     "HttpConfig": ("host", "port"),
     "AccessConfig": ("tokens",),
     "TlsConfig": ("certificate", "key", "client_ca"),
-    "ServerConfig": ("host", "port", "grpc_port", "workers", "notice_seconds", "drain_seconds"),
+    "ServerConfig": (
+        *("host", "port", "grpc_port", "workers", "notice_seconds", "drain_seconds"),
+        "traces",
+    ),
 }
 DRAFT = "http://json-schema.org/draft-07/schema#"
 
@@ -51,6 +54,7 @@ SPECIAL: dict[str, JSON] = {
     "training.job.ttlSeconds": {"type": "integer", "minimum": 0},
     "registry.s3.url": {"type": "string", "pattern": "^(s3://.+)?$"},
     "daemon.terminationGracePeriodSeconds": {"type": "integer", "minimum": 30},
+    "server.traces.endpoint": {"type": "string", "pattern": "^(https?://.+)?$"},
     "server.replicas": {"type": "integer", "minimum": 0},
     "server.drain.notice": _SECONDS,
     "server.drain.drain": _SECONDS,
@@ -59,6 +63,7 @@ SPECIAL: dict[str, JSON] = {
     "server.autoscaling.cpu": {"type": "integer", "minimum": 0},
     "server.autoscaling.queueItems": {"type": "integer", "minimum": 0},
     "networkPolicy.brokerPorts": {"type": "array", "items": _PORT},
+    "networkPolicy.collectorPorts": {"type": "array", "items": _PORT},
     "networkPolicy.storePorts": {"type": "array", "items": _PORT},
     "networkPolicy.apiPorts": {"type": "array", "items": _PORT},
     "monitoring.scrape": {"enum": ["none", "PodMonitor", "ServiceMonitor"]},

@@ -84,6 +84,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.server.tlsSecret -}}
 {{- $_ := set $ours.server "tls" (dict "certificate" "/etc/driftd/server-tls/tls.crt" "key" "/etc/driftd/server-tls/tls.key") -}}
 {{- end -}}
+{{- if .Values.server.traces.endpoint -}}
+{{- $_ := set $ours.server "traces" true -}}
+{{- end -}}
+{{- with .Values.server.predictionLog -}}
+{{- $log := dict -}}
+{{- if .saslSecret.name -}}
+{{- $_ := set $log "sasl_password_file" "/etc/driftd/log-sasl/password" -}}
+{{- end -}}
+{{- if .tlsSecret.name -}}
+{{- $_ := set $log "tls_ca_file" "/etc/driftd/log-tls/ca.crt" -}}
+{{- if .tlsSecret.client -}}
+{{- $_ := set $log "tls_cert_file" "/etc/driftd/log-tls/tls.crt" -}}
+{{- $_ := set $log "tls_key_file" "/etc/driftd/log-tls/tls.key" -}}
+{{- end -}}
+{{- end -}}
+{{- if $log -}}
+{{- $_ := set $ours.server "prediction_log" $log -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.kafka.saslSecret.name -}}
 {{- $_ := set $ours "source" (dict "sasl_password_file" "/etc/driftd/sasl/password") -}}
 {{- end -}}
@@ -134,6 +153,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "driftd.check" -}}
 {{- if not .Values.config.source -}}
 {{- fail "config.source is missing: say where events come from, as in the chart's README" -}}
+{{- end -}}
+{{- with .Values.server.predictionLog -}}
+{{- if and (or .saslSecret.name .tlsSecret.name) (not (dig "server" "prediction_log" false $.Values.config)) -}}
+{{- fail "server.predictionLog has secrets for config.server.prediction_log, which is missing: say which topic" -}}
+{{- end -}}
 {{- end -}}
 {{- $stop := dig "checkpoint" "stop_seconds" 25.0 .Values.config -}}
 {{- if gt (addf $stop 5.0) (float64 .Values.daemon.terminationGracePeriodSeconds) -}}

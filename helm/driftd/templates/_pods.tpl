@@ -109,6 +109,10 @@ args: [serve]
 env:
   - {name: DRIFTD_CONFIG, value: /etc/driftd/driftd.yaml}
   - {name: HOME, value: /tmp}
+  {{- with .Values.server.traces.endpoint }}
+  - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+  - {name: OTEL_SERVICE_NAME, value: {{ include "driftd.fullname" $ }}}
+  {{- end }}
   {{- with .Values.server.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -150,6 +154,12 @@ volumeMounts:
   {{- end }}
   {{- if .Values.server.tokensSecret.name }}
   - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.predictionLog.saslSecret.name }}
+  - {name: log-sasl, mountPath: /etc/driftd/log-sasl, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.predictionLog.tlsSecret.name }}
+  - {name: log-tls, mountPath: /etc/driftd/log-tls, readOnly: true}
   {{- end }}
   {{- if .Values.server.tlsSecret }}
   - {name: server-tls, mountPath: /etc/driftd/server-tls, readOnly: true}
@@ -206,6 +216,19 @@ envFrom:
 {{- end }}
 {{ with .Values.server.tlsSecret -}}
 - name: server-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{ with .Values.server.predictionLog.saslSecret -}}
+{{- if .name -}}
+- name: log-sasl
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: password}]
+{{- end -}}
+{{- end }}
+{{ with .Values.server.predictionLog.tlsSecret.name -}}
+- name: log-tls
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end -}}
 {{- end }}
