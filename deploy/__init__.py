@@ -8,6 +8,7 @@ patch        new weights into an existing graph (needs onnx)
 measure      size, speed and accuracy of an INT8 graph beside its FP32 original
 access, tls  bearer tokens by scope, and certificates that renew; the daemon's port uses them too
 rpc, rpc_messages  the server over gRPC (needs grpcio)
+tracing      spans of what the server does (needs opentelemetry)
 batcher, engine, versions, watcher, metrics, answering, protocol, binary, repository,
              openapi, api, connection, listening, crew, server
              the inference server, from the queue outwards

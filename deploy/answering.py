@@ -157,7 +157,7 @@ class Answering:
 
         begun: when it began, by `time.perf_counter`. An error that is none of ours is logged.
         """
-        status = 200
+        status, reason = 200, None
         if error is not None:
             reason = error.reason if isinstance(error, DeployError) else "internal"
             status = STATUS.get(reason, 500)
@@ -165,6 +165,8 @@ class Answering:
             if not isinstance(error, DeployError):
                 self.engine.crashed(version)
                 log.error("a request failed in an unforeseen way", exc_info=error)
+        if self.engine.traces is not None:
+            self.engine.traces.done(version, status, reason)
         metrics = self.metrics
         metrics.counter("driftd_server_requests_total", version, protocol, str(status)).inc()
         metrics.histogram("driftd_server_request_seconds", version, protocol).observe(

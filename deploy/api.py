@@ -92,7 +92,9 @@ def create_app(
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
     admitting = _Admission(app, answering)
-    return guarded(admitting, config.access, partial(needed, config), answering.refused)
+    traces = answering.engine.traces
+    guarding = guarded(admitting, config.access, partial(needed, config), answering.refused)
+    return guarding if traces is None else traces.around(guarding, _protocol)
 
 
 class _Admission:

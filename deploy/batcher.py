@@ -14,9 +14,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -50,7 +50,8 @@ class Job:
     """The items of one request: encoded for ``runner``, wanted before ``deadline`` (monotonic).
 
     ``cancelled`` may be set at any time, from any thread: what has not begun is then dropped.
-    ``begun``: when a worker took the first of its items, 0 before.
+    ``begun``: when a worker took the first of its items, 0 before. ``span``: where its trace goes
+    on, if it has one.
     """
 
     runner: Runner
@@ -59,6 +60,7 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     begun: float = 0.0
+    span: Any = None
 
 
 class Outcome(NamedTuple):
@@ -74,12 +76,17 @@ class Outcome(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """One run of a model, for the metrics. waited: seconds in the queue, one an item."""
+    """One run of a model, for metrics and traces.
+
+    waited: seconds in the queue, one an item. begun: by `time.monotonic`. jobs: whose items ran.
+    """
 
     runner: Runner
     items: int
     seconds: float
     waited: list[float]
+    begun: float
+    jobs: Collection[Job]
 
 
 class Batcher:
@@ -236,7 +243,7 @@ class Batcher:
         seconds = time.monotonic() - begin
         self._item_seconds += 0.1 * (seconds / len(entries) - self._item_seconds)
         waited = [begin - entry.job.arrived for entry in entries]
-        self._observe(Ran(runner, len(entries), seconds, waited))
+        self._observe(Ran(runner, len(entries), seconds, waited, begin, shares.keys()))
         start = 0
         for job, rows in shares.items():
             end = start + len(rows)

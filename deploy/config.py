@@ -237,6 +237,12 @@ class ServerConfig(BaseModel):
         description="Where predictions are written for those who bring labels later. Empty: "
         "nowhere. A broker that is slow or away never delays or fails a request.",
     )
+    traces: bool = Field(
+        default=False,
+        description="Trace inference by OpenTelemetry, and send the spans by OTLP to where the "
+        "environment says (`OTEL_EXPORTER_OTLP_ENDPOINT`). Needs the extra `otel` and a collector: "
+        "off until there is one.",
+    )
     notice_seconds: float = Field(
         default=2.0,
         ge=0,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from deploy.preprocess import Encoded, Preprocessor
 from deploy.routing import Outcome as Became
 from deploy.routing import Trial
 from deploy.session import Prediction, Session
+
+if TYPE_CHECKING:
+    from deploy.tracing import Traces
 
 log = logging.getLogger("driftd.server")
 
@@ -107,10 +110,15 @@ class Engine:
     """Answers on the event loop that started it; the model runs on the batcher's threads."""
 
     def __init__(
-        self, config: ServerConfig, metrics: Metrics, predictions: PredictionLog | None = None
+        self,
+        config: ServerConfig,
+        metrics: Metrics,
+        predictions: PredictionLog | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.config = config
         self.metrics = metrics
+        self.traces = traces
         self._log = predictions
         self._lineup = Lineup()
         self._closing = False
@@ -228,6 +236,8 @@ class Engine:
         limit = self.config.deadline_seconds
         deadline = time.monotonic() + (limit if within is None else min(within, limit))
         ticket = _Ticket(loaded, items, deadline, future=loop.create_future())
+        if self.traces is not None:
+            ticket.span = self.traces.current()
         self._batcher.submit(ticket)
         trial = self._lineup.trial
         if trial is not None and trial.split.mode == "shadow":
@@ -398,6 +408,8 @@ class Engine:
         metrics = self.metrics
         metrics.histogram("driftd_server_inference_seconds", version).observe(ran.seconds)
         metrics.histogram("driftd_server_batch_items", version).observe(ran.items)
+        if self.traces is not None:
+            self.traces.ran(version, ran)
         trial = self._lineup.trial
         if trial is not None and trial.split.mode == "shadow" and ran.runner is trial.loaded:
             return  # nobody waited for these

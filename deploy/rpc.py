@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -94,6 +95,9 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+if TYPE_CHECKING:
+    from deploy.tracing import Traces
+
 Work = Callable[[Any, aio.ServicerContext], Awaitable[Any]]
 
 
@@ -174,7 +178,9 @@ class RpcServer:
                 unary("RepositoryModelUnload", OPERATING, self._unload),
             )
         )
-        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        traces = self._engine.traces
+        infer = self._infer if traces is None else partial(self._traced_infer, traces)
+        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(infer)
         health = {
             "Check": grpc.unary_unary_rpc_method_handler(
                 self._call("HealthCheckRequest", OPEN, self._check)
@@ -295,6 +301,13 @@ class RpcServer:
         self._answering.done("grpc", version, begun, failed)
         await _abort(context, failed)
         return b""
+
+    async def _traced_infer(
+        self, traces: Traces, raw: bytes, context: aio.ServicerContext
+    ) -> bytes:
+        attributes = {"rpc.system": "grpc", "rpc.service": INFERENCE, "rpc.method": "ModelInfer"}
+        with traces.request(f"{INFERENCE}/ModelInfer", _sent(context), attributes):
+            return await self._infer(raw, context)
 
     def _allow(self, context: aio.ServicerContext, needed: Scopes) -> None:
         if self._tokens is None or not needed:

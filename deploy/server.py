@@ -40,6 +40,7 @@ from deploy.watcher import Watcher
 
 if TYPE_CHECKING:
     from deploy.rpc import RpcServer
+    from deploy.tracing import Traces
 
 log = logging.getLogger("driftd.server")
 
@@ -81,7 +82,8 @@ class InferenceServer:
         self.metrics = metrics or Metrics(config.name)
         logged = config.prediction_log
         self._log = None if logged is None else PredictionLog(logged, self.metrics)
-        self.engine = Engine(config, self.metrics, self._log)
+        self._traces = _traces() if config.traces else None
+        self.engine = Engine(config, self.metrics, self._log, self._traces)
         versions = Versions(source)
         self.watcher = Watcher(versions, self.engine, config)
         tls = None if config.tls.certificate is None else Renewed(config.tls)
@@ -172,6 +174,8 @@ class InferenceServer:
             self._socket.close()
             if self._log is not None:
                 self._log.close()
+            if self._traces is not None:
+                self._traces.close()
         log.info("stopped")
 
     def _notice(self) -> None:
@@ -243,6 +247,16 @@ def _rpc_server(
             f'server.grpc_port needs the package {error.name}: pip install "driftd[grpc]"'
         ) from error
     return RpcServer(answering, repository, _release(), tls, shared)
+
+
+def _traces() -> Traces:
+    try:
+        from deploy.tracing import Traces
+    except ModuleNotFoundError as error:
+        raise BindError(
+            f'server.traces needs the package {error.name}: pip install "driftd[otel]"'
+        ) from error
+    return Traces(_release())
 
 
 def _release() -> str:

@@ -1,9 +1,9 @@
-# The inference server and the operators' commands: without torch; with signatures, S3, gRPC and prediction logs.
+# The inference server and the operators' commands: without torch; with all that a server may use.
 # docker build -f docker/server.Dockerfile -t driftd/server:0.1.0 .
 FROM python:3.12-slim AS build
 COPY . /source
 RUN python -m venv /opt/driftd \
- && /opt/driftd/bin/pip install --no-cache-dir --no-compile "/source[grpc,signing,s3,log]" \
+ && /opt/driftd/bin/pip install --no-cache-dir --no-compile "/source[grpc,log,otel,signing,s3]" \
  && /opt/driftd/bin/pip uninstall --yes pip
 
 FROM python:3.12-slim

@@ -23,7 +23,10 @@ OWNED = {
     "HttpConfig": ("host", "port"),
     "AccessConfig": ("tokens",),
     "TlsConfig": ("certificate", "key", "client_ca"),
-    "ServerConfig": ("host", "port", "grpc_port", "workers", "notice_seconds", "drain_seconds"),
+    "ServerConfig": (
+        *("host", "port", "grpc_port", "workers", "notice_seconds", "drain_seconds"),
+        "traces",
+    ),
 }
 DRAFT = "http://json-schema.org/draft-07/schema#"
 
@@ -53,6 +56,7 @@ SPECIAL: dict[str, JSON] = {
     "registry.s3.url": {"type": "string", "pattern": "^(s3://.+)?$"},
     "daemon.keda.minReplicas": {"type": "integer", "minimum": 0},
     "daemon.terminationGracePeriodSeconds": {"type": "integer", "minimum": 30},
+    "server.traces.endpoint": {"type": "string", "pattern": "^(https?://.+)?$"},
     "server.replicas": {"type": "integer", "minimum": 0},
     "server.drain.notice": _SECONDS,
     "server.drain.drain": _SECONDS,
@@ -61,6 +65,7 @@ SPECIAL: dict[str, JSON] = {
     "server.autoscaling.cpu": {"type": "integer", "minimum": 0},
     "server.autoscaling.queueItems": {"type": "integer", "minimum": 0},
     "networkPolicy.brokerPorts": {"type": "array", "items": _PORT},
+    "networkPolicy.collectorPorts": {"type": "array", "items": _PORT},
     "networkPolicy.storePorts": {"type": "array", "items": _PORT},
     "networkPolicy.apiPorts": {"type": "array", "items": _PORT},
     "monitoring.scrape": {"enum": ["none", "PodMonitor", "ServiceMonitor"]},

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import importlib.abc, logging, sys
 
-BLOCKED = {"torch", "transformers", "peft", "onnx", "kafka", "river", "scipy"}
+BLOCKED = {"torch", "transformers", "peft", "onnx", "kafka", "river", "scipy", "opentelemetry"}
 
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):

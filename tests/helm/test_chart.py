@@ -13,6 +13,7 @@ import yaml
 
 from daemon.config import load_config
 from daemon.operating_config import load_operating
+from deploy.config import PredictionLogConfig
 from deploy.openapi import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,13 @@ CUSTOM = {
 # Fields of a KServe predictor that are not fields of a pod.
 PREDICTOR = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "labels", "annotations"}
 SOURCE = {"kind": "file", "path": "/events.jsonl"}
+LOG = {
+    "bootstrap_servers": ["kafka:9093"],
+    "topic": "answers",
+    "security_protocol": "SASL_SSL",
+    "sasl_mechanism": "PLAIN",
+    "sasl_username": "driftd",
+}
 MODELS = ROOT / ".cache" / "kubernetes-models"
 MODEL_PACKAGES = {
     "monitoring.coreos.com": "prometheus-operator",
@@ -188,6 +196,11 @@ def test_long_names_stay_valid(render: Render) -> None:
             {"config": {"source": {"kind": "kafka", "schema_registry": {"password": "s"}}}},
             "'password' not allowed",
         ),
+        (
+            {"config": {"server": {"prediction_log": LOG | {"sasl_password": "s"}}}},
+            "'sasl_password' not allowed",
+        ),
+        ({"server": {"traces": {"endpoint": "collector:4317"}}}, "'/server/traces/endpoint'"),
     ],
 )
 def test_the_schema_refuses(render: Render, values: dict[str, Any], complaint: str) -> None:
@@ -207,6 +220,10 @@ def test_the_schema_lets_globals_of_a_parent_pass(render: Render) -> None:
     ("values", "complaint"),
     [
         ({"config": {}}, "config.source is missing"),
+        (
+            {"server": {"predictionLog": {"saslSecret": {"name": "s"}}}},
+            "config.server.prediction_log, which is missing",
+        ),
         ({"server": {"autoscaling": {"enabled": True}}}, "server.autoscaling needs mode: apart"),
         ({"server": {"kserve": {"enabled": True}}}, "server.kserve needs mode: apart"),
         ({"registry": {"existingClaim": "c"}}, "registry.existingClaim needs mode: apart"),
@@ -362,6 +379,60 @@ def test_the_server_s_tokens_and_certificate_come_from_secrets(render: Render) -
             for volume in volumes.values():
                 assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
         assert found == 1
+
+
+def test_the_prediction_log_s_secrets_are_files_of_the_server(render: Render) -> None:
+    secrets = {
+        "saslSecret": {"name": "log-user", "key": "pass"},
+        "tlsSecret": {"name": "log-ca", "client": True},
+    }
+    config = {"source": SOURCE, "server": {"prediction_log": LOG}}
+    for mode in ("together", "apart"):
+        values = {"mode": mode, "config": config, "server": {"predictionLog": secrets}}
+        rendered = render(values)
+        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
+        log = PredictionLogConfig.model_validate(
+            yaml.safe_load(data["server.yaml"])["server"]["prediction_log"]
+        )
+        assert (log.topic, log.sasl_password) == ("answers", None)
+        for spec in pods(of_kind(rendered, "StatefulSet", "Deployment")):
+            volumes = {v["name"]: v["secret"] for v in spec["volumes"] if "secret" in v}
+            for container in spec["containers"]:
+                folders = {
+                    m["mountPath"]: volumes[m["name"]]["secretName"]
+                    for m in container["volumeMounts"]
+                    if m["name"] in volumes
+                }
+                if container["args"] != ["serve"]:
+                    assert not folders
+                    continue
+                files = (log.sasl_password_file, log.tls_ca_file, log.tls_cert_file)
+                found = [folders[str(file.parent)] for file in files if file]
+                assert found == ["log-user", "log-ca", "log-ca"]
+                assert volumes["log-sasl"]["items"] == [{"key": "pass", "path": "password"}]
+                assert {v["defaultMode"] for v in volumes.values()} == {0o440}
+
+
+def test_servers_reach_what_they_are_told_to_write_to(render: Render) -> None:
+    def reached(**values: Any) -> list[int]:
+        rendered = render({"mode": "apart", "config": {"source": SOURCE}} | values)
+        (policy,) = (
+            m
+            for m in of_kind(rendered, "NetworkPolicy")
+            if m["metadata"]["name"].endswith("-server")
+        )
+        return [p["port"] for e in policy["spec"].get("egress", ()) for p in e["ports"]]
+
+    assert reached() == []
+    logging = {"source": SOURCE, "server": {"prediction_log": LOG}}
+    assert reached(config=logging) == [53, 53, 9092, 9093, 9094]
+    traces = {"server": {"traces": {"endpoint": "http://collector.tracing:4318"}}}
+    assert reached(**traces) == [53, 53, 4318]
+    (spec,) = pods(of_kind(render({"config": {"source": SOURCE}} | traces), "StatefulSet"))
+    (server,) = (c for c in spec["containers"] if c["args"] == ["serve"])
+    environment = {e["name"]: e.get("value") for e in server["env"]}
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.tracing:4318"
+    assert environment["OTEL_SERVICE_NAME"] == "driftd"
 
 
 def test_the_daemon_s_tokens_and_certificate_come_from_secrets(render: Render) -> None:
@@ -566,31 +637,6 @@ def test_secrets_are_files_by_reference(render: Render) -> None:
     assert mounts["sasl"] == "/etc/driftd/sasl"
 
 
-def test_a_server_that_logs_its_predictions_can_log_in(render: Render, tmp_path: Path) -> None:
-    values = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
-    for logs in (True, False):
-        if not logs:
-            del values["config"]["server"]["prediction_log"]
-        rendered = render(values)
-        data = next(m["data"] for m in of_kind(rendered, "ConfigMap") if "server.yaml" in m["data"])
-        (tmp_path / "server.yaml").write_text(data["server.yaml"])
-        log = load_operating(tmp_path / "server.yaml", {}).server.prediction_log
-        (spec,) = pods(of_kind(rendered, "Deployment"))
-        secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
-        places = {m["mountPath"]: m["name"] for m in spec["containers"][0]["volumeMounts"]}
-        if log is None:
-            assert not logs
-            assert not {"sasl", "tls"} & secrets.keys()
-            continue
-        for file, secret in (
-            (log.sasl_password_file, "orders-kafka"),
-            (log.tls_ca_file, "orders-tls"),
-        ):
-            assert file is not None
-            assert secrets[places[str(file.parent)]] == secret
-        assert log.tls_cert_file is not None
-
-
 def test_servers_cannot_write_what_they_serve(manifests: Manifests) -> None:
     for spec in pods(of_kind(manifests, "StatefulSet", "Deployment", "InferenceService")):
         for container in spec["containers"]:
@@ -616,7 +662,7 @@ def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
         assert selected[0]["spec"]["policyTypes"] == ["Ingress", "Egress"]
         if manifest["kind"] == "Deployment":
             ports = [p["port"] for e in selected[0]["spec"].get("egress", ()) for p in e["ports"]]
-            assert ports in ([], [53, 53, 9000], [53, 53, 9092, 9093, 9094])
+            assert ports in ([], [53, 53, 9000], [53, 53, 9092, 9093, 9094, 4318])
     for job in training_jobs(manifests):
         labels = job["spec"]["template"]["metadata"]["labels"].items()
         (policy,) = (
@@ -718,7 +764,7 @@ def test_images_run_the_chart_s_user_and_the_right_install(render: Render) -> No
     (daemon,) = of_kind(render({"config": {"source": SOURCE}}), "StatefulSet")
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     for part, wanted in (
-        ("server", '"/source[grpc,signing,s3,log]"'),
+        ("server", '"/source[grpc,log,otel,signing,s3]"'),
         ("daemon", '"/source[daemon,avro,signing,s3]"'),
     ):
         text = (ROOT / "docker" / f"{part}.Dockerfile").read_text()

@@ -96,6 +96,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.server.tlsSecret -}}
 {{- $_ := set $ours.server "tls" (dict "certificate" "/etc/driftd/server-tls/tls.crt" "key" "/etc/driftd/server-tls/tls.key") -}}
 {{- end -}}
+{{- if .Values.server.traces.endpoint -}}
+{{- $_ := set $ours.server "traces" true -}}
+{{- end -}}
+{{- with .Values.server.predictionLog -}}
+{{- $log := dict -}}
+{{- if .saslSecret.name -}}
+{{- $_ := set $log "sasl_password_file" "/etc/driftd/log-sasl/password" -}}
+{{- end -}}
+{{- if .tlsSecret.name -}}
+{{- $_ := set $log "tls_ca_file" "/etc/driftd/log-tls/ca.crt" -}}
+{{- if .tlsSecret.client -}}
+{{- $_ := set $log "tls_cert_file" "/etc/driftd/log-tls/tls.crt" -}}
+{{- $_ := set $log "tls_key_file" "/etc/driftd/log-tls/tls.key" -}}
+{{- end -}}
+{{- end -}}
+{{- if $log -}}
+{{- $_ := set $ours.server "prediction_log" $log -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.kafka.saslSecret.name -}}
 {{- $_ := set $ours "source" (dict "sasl_password_file" "/etc/driftd/sasl/password") -}}
 {{- end -}}
@@ -110,16 +129,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.kafka.schemaRegistrySecret.name -}}
 {{- $login := dict "schema_registry" (dict "password_file" "/etc/driftd/schemas/password") -}}
 {{- $_ := set $ours "source" (merge (get $ours "source" | default dict) $login) -}}
-{{- end -}}
-{{- with (dig "server" "prediction_log" dict $config) -}}
-{{- $log := dict -}}
-{{- if and $.Values.kafka.saslSecret.name .sasl_mechanism -}}
-{{- $_ := set $log "sasl_password_file" "/etc/driftd/sasl/password" -}}
-{{- end -}}
-{{- if and $.Values.kafka.tlsSecret.name (hasSuffix "SSL" (.security_protocol | default "")) -}}
-{{- $log = merge $log (pick $ours.source "tls_ca_file" "tls_cert_file" "tls_key_file") -}}
-{{- end -}}
-{{- $_ := set $ours.server "prediction_log" $log -}}
 {{- end -}}
 {{- if .Values.signing.privateSecret.name -}}
 {{- $_ := set $ours.registry "signing_key" "/etc/driftd/signing/key" -}}
@@ -160,6 +169,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "driftd.check" -}}
 {{- if not .Values.config.source -}}
 {{- fail "config.source is missing: say where events come from, as in the chart's README" -}}
+{{- end -}}
+{{- with .Values.server.predictionLog -}}
+{{- if and (or .saslSecret.name .tlsSecret.name) (not (dig "server" "prediction_log" false $.Values.config)) -}}
+{{- fail "server.predictionLog has secrets for config.server.prediction_log, which is missing: say which topic" -}}
+{{- end -}}
 {{- end -}}
 {{- $stop := dig "checkpoint" "stop_seconds" 25.0 .Values.config -}}
 {{- if gt (addf $stop 5.0) (float64 .Values.daemon.terminationGracePeriodSeconds) -}}
@@ -214,11 +228,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.daemon.keda.enabled (ne (.Values.config.source).kind "kafka") -}}
 {{- fail "daemon.keda needs config.source.kind: kafka" -}}
 {{- end -}}
-{{- end }}
-
-{{/* "yes" where servers write what they predict to Kafka, else nothing. */}}
-{{- define "driftd.logs" -}}
-{{- if dig "server" "prediction_log" "" .Values.config -}}yes{{- end -}}
 {{- end }}
 
 {{/* Who may come in: the peers, if any are named, and `helm test`. Takes `root` and `peers`. */}}

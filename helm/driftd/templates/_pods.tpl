@@ -130,6 +130,10 @@ args: [serve]
 env:
   - {name: DRIFTD_CONFIG, value: /etc/driftd/driftd.yaml}
   - {name: HOME, value: /tmp}
+  {{- with .Values.server.traces.endpoint }}
+  - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+  - {name: OTEL_SERVICE_NAME, value: {{ include "driftd.fullname" $ }}}
+  {{- end }}
   {{- with .Values.server.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -169,11 +173,14 @@ volumeMounts:
   - {name: registry, mountPath: /var/lib/driftd/registry, readOnly: true}
   - {name: registry, mountPath: /var/lib/driftd/registry/traffic, subPath: traffic}
   {{- end }}
-  {{- if include "driftd.logs" . }}
-  {{- include "driftd.kafkaMounts" . | nindent 2 }}
-  {{- end }}
   {{- if .Values.server.tokensSecret.name }}
   - {name: tokens, mountPath: /etc/driftd/tokens, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.predictionLog.saslSecret.name }}
+  - {name: log-sasl, mountPath: /etc/driftd/log-sasl, readOnly: true}
+  {{- end }}
+  {{- if .Values.server.predictionLog.tlsSecret.name }}
+  - {name: log-tls, mountPath: /etc/driftd/log-tls, readOnly: true}
   {{- end }}
   {{- if .Values.server.tlsSecret }}
   - {name: server-tls, mountPath: /etc/driftd/server-tls, readOnly: true}
@@ -193,7 +200,6 @@ volumeMounts:
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
 {{ include "driftd.storeVolume" . }}
-{{ if include "driftd.logs" . }}{{ include "driftd.kafkaVolumes" . }}{{ end }}
 {{ include "driftd.accessVolumes" . }}
 {{ include "driftd.trustedVolume" . }}
 {{- end }}
@@ -257,6 +263,19 @@ envFrom:
 {{- end }}
 {{ with .Values.server.tlsSecret -}}
 - name: server-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{ with .Values.server.predictionLog.saslSecret -}}
+{{- if .name -}}
+- name: log-sasl
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items: [{key: {{ .key }}, path: password}]
+{{- end -}}
+{{- end }}
+{{ with .Values.server.predictionLog.tlsSecret.name -}}
+- name: log-tls
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end -}}
 {{- end }}
