@@ -112,6 +112,14 @@ class PolicyConfig(Section):
         " regime have grown by this factor: a first repair rests on few. Costs seconds, and the"
         " gate decides; 0 switches it off.",
     )
+    baseline_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the labelled events, by a hash of their id, that the first version"
+        " answers too, to see what the refreshes since are worth. Costs a second pass of these"
+        " where the encoder is another by now; 0 switches it off.",
+    )
     settle_events: int = Field(
         default=500,
         ge=0,
