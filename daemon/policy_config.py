@@ -454,7 +454,7 @@ class CheckpointConfig(Section):
         default=None,
         min_length=1,
         description="Whose checkpoints they are, in the registry's store. Empty:"
-        " `source.instance_id`, or `daemon`. A second daemon of that name ends the first.",
+        " `source.instance_id`, or `daemon`. Of one name only one daemon runs.",
     )
     every_seconds: float = Field(
         default=10.0,
