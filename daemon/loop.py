@@ -415,6 +415,7 @@ class Loop:
             state.know_regime(state.watch.reference.signature)
             if not len(state.memory.anchor):
                 state.memory.set_anchor(0, self.config.seed)
+        self._meet_baseline(batch, answer, labels, truth)
         if not self.paused:
             if self.pace.behind:
                 learned = self.pace.learned(examples.ids)
@@ -634,6 +635,16 @@ class Loop:
                 **rival.test.as_dict(),
             )
 
+    def _meet_baseline(
+        self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64], truth: NDArray[Any]
+    ) -> None:
+        share, rows = self.config.policy.baseline_share, np.flatnonzero(labels >= 0)
+        if not share or not len(rows) or self.champion is None:
+            return
+        events = batch.ids[rows], batch.inputs[rows], answer.take(rows), truth[rows]
+        how = self.champion, self.state.scale, self.open_version
+        self.state.baseline.observe(share, *events, *how)
+
     # ---------------------------------------------------------------- several daemons
 
     def _share(self, sharing: Sharing) -> None:
@@ -728,6 +739,8 @@ class Loop:
         if found.champion is not None and (
             self.champion is None or self.champion.version != found.champion
         ):
+            if self.state.baseline.version is None:
+                self.state.baseline.version = (*found.chain, found.champion)[0]
             self._swap(found.champion, found.champion_move)
         self._generation = generation
 
@@ -750,7 +763,8 @@ class Loop:
         self.metrics.champion(version, began)
         log.info("%s serves now (before: %s)", version, old.version if old else "none")
         self._checkpoint_or_later()
-        if self.leads and (removed := self.registry.collect(actor=self.actor)):
+        first = {state.baseline.version} - {None}
+        if self.leads and (removed := self.registry.collect(actor=self.actor, spare=first)):
             log.info("removed old versions: %s", ", ".join(removed))
 
     def _serve_requests(self) -> None:
@@ -854,6 +868,8 @@ class Loop:
         for rival in state.rivals.all:
             if rival.score.labelled:
                 self.metrics.rival_accuracy(rival.name).set(rival.score.recent_accuracy)
+        for who, share in state.baseline.accuracies.items():
+            self.metrics.baseline_accuracy(who).set(share)
         self.metrics.incident_open().set(state.incident is not None)
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
@@ -929,6 +945,7 @@ class Loop:
             "accuracy": {k: round(v, 4) for k, v in self._accuracy().items()},
             "errors": self._errors(),
             "rivals": {rival.name: rival.as_dict() for rival in state.rivals.all},
+            "baseline": state.baseline.as_dict(),
             "estimated_accuracy": {k: round(v, 4) for k, v in self._estimated().items()} or None,
             "source": {
                 "connected": self.source.connected,

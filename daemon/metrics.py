@@ -65,6 +65,11 @@ class Metrics:
         self.rival_accuracy = self._gauge(
             "rival_accuracy", "Test-then-learn accuracy of a rival, last 500 labelled.", "rival"
         )
+        self.baseline_accuracy = self._gauge(
+            "baseline_accuracy",
+            "Accuracy on a sample, last 500: of the first version, frozen, or of the champion.",
+            "of",
+        )
         self.late_labels = self._counter(
             "late_labels", "Labels that came after the answer, by who gave it.", "answered"
         )

@@ -112,6 +112,14 @@ class PolicyConfig(Section):
         " regime have grown by this factor: a first repair rests on few. Costs seconds, and the"
         " gate decides; 0 switches it off.",
     )
+    baseline_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the labelled events, by a hash of their id, that the first version"
+        " answers too, to see what the refreshes since are worth. Costs a second pass of these"
+        " where the encoder is another by now; 0 switches it off.",
+    )
     settle_events: int = Field(
         default=500,
         ge=0,
@@ -446,7 +454,7 @@ class CheckpointConfig(Section):
         default=None,
         min_length=1,
         description="Whose checkpoints they are, in the registry's store. Empty:"
-        " `source.instance_id`, or `daemon`. A second daemon of that name ends the first.",
+        " `source.instance_id`, or `daemon`. Of one name only one daemon runs.",
     )
     every_seconds: float = Field(
         default=10.0,

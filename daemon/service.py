@@ -42,6 +42,7 @@ from registry.lock import try_lock
 log = logging.getLogger("driftd.service")
 
 LOCK = "lock"
+SILENT = 3  # checkpoints that a daemon elsewhere has missed before it is taken for gone
 MAX_OFFSETS = 64  # on a line of the log; a topic may have thousands of partitions
 
 
@@ -136,8 +137,6 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
     elsewhere = TrainingJobs(in_cluster, Jobs.of_this_pod()) if in_cluster.enabled else None
     trainer = Trainer(config.checkpoint.path / "jobs", config.trainer, elsewhere)
     checkpoints = open_checkpoints(config, registry)
-    if isinstance(checkpoints, StoredCheckpoints):
-        checkpoints.claim(_actor(config))
     later = isinstance(config.source, KafkaSourceConfig) and config.source.labels is not None
     loop: Loop | None = None
 
@@ -160,6 +159,10 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
             orders.config = loop.config.registry
 
     try:
+        if isinstance(checkpoints, StoredCheckpoints):
+            # Of one name and host there is one daemon; another's must have stopped writing.
+            patience = SILENT * config.checkpoint.every_seconds
+            checkpoints.claim(f"driftd@{socket.gethostname()}", patience)
         journal = JournalWriter(registry.journal, lambda: 0)
         config, source = open_known(config, registry, checkpoints, journal, health, signals.stop)
         if undeclared(config):

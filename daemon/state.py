@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.awaiting import Awaiting
+from daemon.baseline import Baseline
 from daemon.canary import Canary
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.clock import Clock
@@ -90,6 +91,8 @@ class State:
         self.online: Online | None = None
         self._online_state: Arrays = {}
         self.online_test = PairedTest(config.gate.alpha)
+        #: The first version, which the champion is compared with.
+        self.baseline = Baseline()
         self.rivals = Rivals(config.model, config.seed, config.gate.alpha)
         self.incident: Incident | None = None
         self.incidents = 0
@@ -221,6 +224,7 @@ class State:
             "online_test": self.online_test.state(),
             "past": self.past.values(),
             "rivals": self.rivals.values(),
+            "baseline": self.baseline.version,
             "incident": self.incident.as_dict() if self.incident else None,
             "incidents": self.incidents,
             "trial": trial.values() if trial else None,
@@ -258,6 +262,7 @@ class State:
             **prefixed("quarantine", self.quarantine.arrays()),
             **prefixed("past", self.past.arrays()),
             **prefixed("rivals", self.rivals.arrays()),
+            **prefixed("baseline", self.baseline.arrays()),
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
@@ -299,6 +304,7 @@ class State:
         self._online_state = under("online", arrays)
         self.past.restore(values.get("past", ()), under("past", arrays))
         self.rivals.restore(values.get("rivals", {}), under("rivals", arrays))
+        self.baseline.restore(values.get("baseline"), under("baseline", arrays))
         self.online_test = PairedTest.restored(gate.alpha, values["online_test"])
         self.incidents = values["incidents"]
         self.incident = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -88,9 +89,14 @@ class StoredCheckpoints:
         #: Where pieces lie already, by their digests.
         self._places: dict[bytes, Place] = {}
 
-    def claim(self, owner: str) -> None:
-        """From here on nobody else's `save` succeeds. Raises CheckpointError."""
+    def claim(self, owner: str, patience: float = 0.0) -> None:
+        """From here on nobody else's `save` succeeds. Raises CheckpointError.
+
+        Where another than ``owner`` has them, not before they have lain still for ``patience``
+        seconds: then it is gone, or cut off. If it writes meanwhile, it runs, and keeps them.
+        """
         try:
+            self._await_silence(owner, patience)
             while True:
                 found = self._known()
                 ours = _Known(found.epoch + 1, owner, found.kept, found.token)
@@ -100,6 +106,17 @@ class StoredCheckpoints:
             self._take_stock(claimed)
         except StorageError as error:
             raise CheckpointError(str(error)) from error
+
+    def _await_silence(self, owner: str, patience: float) -> None:
+        before = self._known()
+        end = time.monotonic() + patience
+        while before.owner not in ("", owner) and time.monotonic() < end:
+            time.sleep(min(1.0, patience))
+            if self._known().kept != before.kept:
+                raise CheckpointError(
+                    f"another daemon, {before.owner}, runs on {self._where}: stop it, or give this"
+                    " one a name of its own (checkpoint.name)"
+                )
 
     def load(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None where there has been none yet.

@@ -237,8 +237,10 @@ class Registry:
         """
         return self._taken_back(id, self.state())
 
-    def collect(self, *, actor: str) -> list[str]:
+    def collect(self, *, actor: str, spare: Collection[str | None] = ()) -> list[str]:
         """Remove old versions beyond ``keep``; never what an alias or the rollback chain needs.
+
+        ``spare``: versions that stay as well.
 
         Their manifests stay, for the lineage of their descendants.
         """
@@ -246,6 +248,7 @@ class Registry:
 
         def change(state: State) -> State:
             needed = {state.champion, state.challenger, *state.chain[-self.config.history :]}
+            needed.update(spare)
             return replace(state, removed=tuple(v for v in old if v not in needed))
 
         removed = change(self.state()).removed

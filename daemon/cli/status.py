@@ -137,6 +137,7 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("features", _features(found.get("features") or {})),
         ("events", _events(found)),
         ("accuracy", _accuracies(found.get("accuracy") or {})),
+        ("baseline", _baseline(found.get("baseline"))),
         ("estimated", _estimated(found.get("estimated_accuracy"))),
         ("errors", _errors(found.get("errors") or {})),
         ("rivals", _rivals(found.get("rivals") or {})),
@@ -150,6 +151,17 @@ def _daemon(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("memory", ", ".join(f"{count} {part}" for part, count in memory.items())),
         ("checkpoint", f"{span(age)} ago" if isinstance(age, int | float) else None),
     ]
+
+
+def _baseline(found: dict[str, Any] | None) -> str | None:
+    """What the refreshes since the first version are worth."""
+    if not found:
+        return None
+    gain = 100 * (found["champion"] - found["frozen"])
+    return (
+        f"{gain:+.1f} points over the first version, {found['version']}, frozen:"
+        f" {found['frozen']:.1%} on the same of {found['events']:,} events"
+    )
 
 
 def _estimated(found: dict[str, float] | None) -> str | None:

@@ -45,6 +45,9 @@ _ESTIMATED = {
     f"{bound} without labels": of("driftd_estimated_accuracy", f'bound="{bound}"')
     for bound in ("estimate", "low", "high")
 }
+_FROZEN, _NOW = (
+    "max(" + of("driftd_baseline_accuracy", f'of="{who}"') + ")" for who in ("frozen", "champion")
+)
 _RIVALS = {"{{rival}}": "max by (rival) (" + of("driftd_rival_accuracy") + ")"}
 _FAILED = of("driftd_refreshes_total", 'outcome="failed"')
 _DRIFT_NOW = f"{of('driftd_drift_score')} / {of('driftd_drift_threshold')}"
@@ -54,10 +57,11 @@ _CHAMPION = f"max by (version) ({of('driftd_champion_info')})"
 def _accuracy(width: int) -> JSON:
     return graph(
         "Accuracy",
-        _ACCURACY | _RIVALS,
+        _ACCURACY | {"first version, frozen": _FROZEN} | _RIVALS,
         "Each event is predicted first and learned from afterwards. Normal is what the drift "
         "monitors hold for it: the accuracy since the last repair, or when the watch began. "
-        "Rivals learn beside the model, where some are configured.",
+        "The first version is asked a share of the events only. Rivals learn beside the model, "
+        "where some are configured.",
         unit="percentunit",
         bounds=(None, 1),
         width=width,
@@ -94,6 +98,14 @@ OVERVIEW = dashboard(
                 steps=LOST,
             ),
             stat(
+                "Gained on the first version",
+                f"{_NOW} - {_FROZEN}",
+                "Accuracy of the champion minus that of the first version, frozen, on the same "
+                "events: what the refreshes since are worth.",
+                unit="percentunit",
+                steps=((None, YELLOW), (0, GREEN)),
+            ),
+            stat(
                 "Drift now",
                 f"max({_DRIFT_NOW})",
                 "The highest score of any detector, relative to its alarm at 1.",
@@ -113,13 +125,6 @@ OVERVIEW = dashboard(
                 "Share of the inference servers that answer requests.",
                 unit="percentunit",
                 steps=((None, RED), (0.5, YELLOW), (1, GREEN)),
-            ),
-            stat(
-                "Source answers",
-                f"min({of('driftd_source_connected')})",
-                "Whether the daemon reaches its stream.",
-                steps=NO_IS_BAD,
-                words=YES_NO,
             ),
         ],
         "What serves": [
@@ -145,6 +150,7 @@ OVERVIEW = dashboard(
                 "On probation",
                 f"max({of('driftd_probation')}) or vector(0)",
                 "Whether the last promotion is still compared with the version before.",
+                width=3,
                 steps=((None, GREEN), (1, YELLOW)),
                 words=YES_NO,
             ),
@@ -152,6 +158,7 @@ OVERVIEW = dashboard(
                 "Learning paused",
                 f"max({of('driftd_paused')})",
                 "By an operator; the journal says why.",
+                width=3,
                 steps=((None, GREEN), (1, YELLOW)),
                 words=YES_NO,
             ),
@@ -159,8 +166,17 @@ OVERVIEW = dashboard(
                 "Pinned",
                 f"max({of('driftd_pinned')})",
                 "By an operator: no promotion until unpinned.",
+                width=3,
                 steps=((None, GREEN), (1, YELLOW)),
                 words=YES_NO,
+            ),
+            stat(
+                "Source answers",
+                f"min({of('driftd_source_connected')})",
+                "Whether the daemon reaches its stream.",
+                steps=NO_IS_BAD,
+                words=YES_NO,
+                width=3,
             ),
         ],
         "Over time": [

@@ -111,6 +111,16 @@ def test_drift_is_noticed_repaired_proven_and_promoted(config, tmp_path):
     assert sum(r["end"] - r["start"] for r in lineage["trained_on"]) == lineage["examples"]
     exposition = loop.metrics.exposition().decode()
     assert 'driftd_promotions_total{model="model",rung="head"} 1.0' in exposition
+    # What the repair is worth: the first version would be wrong about all since the turn.
+    worth = loop.status()["baseline"]
+    assert worth["version"] == "v0001"
+    assert 100 < worth["events"] < 320
+    assert worth["frozen"] + 0.2 < worth["champion"]
+    assert 'driftd_baseline_accuracy{model="model",of="frozen"} 0.' in exposition
+    again = make_loop(config)
+    again.start()
+    assert again.status()["baseline"] == worth
+    again.close("the test is over")
 
 
 def test_the_old_version_comes_back_with_its_regime(config, tmp_path):

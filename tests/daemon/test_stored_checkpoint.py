@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,28 @@ def test_one_that_was_thought_dead_cannot_write(store: Store) -> None:
     found = claimed(store).load()
     assert found is not None
     assert found.values == {"events": 2}
+
+
+def test_one_elsewhere_keeps_its_own_while_it_writes(tmp_path: Path) -> None:
+    store = open_registry(tmp_path / "registry", create=True).store
+    first = claimed(store, owner="first")
+    first.save({"events": 1}, {})
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.wait(0.05):
+            first.save({"events": 2}, {})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(CheckpointError, match="another daemon, first, runs on"):
+            StoredCheckpoints(store, "daemon").claim("second", 30)
+    finally:
+        done.set()
+        writer.join()
+    StoredCheckpoints(store, "daemon").claim("first", 30)  # restarted: at once
+    StoredCheckpoints(store, "daemon").claim("second", 0.2)  # silent for long enough
 
 
 def test_a_store_that_is_away_leaves_the_last_one(store: Store) -> None:

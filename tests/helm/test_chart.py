@@ -671,6 +671,14 @@ def test_every_pod_has_a_network_policy(manifests: Manifests) -> None:
         assert policy["spec"].keys() == {"podSelector", "policyTypes"}
 
 
+def test_a_daemon_reaches_its_schema_registry(render: Render) -> None:
+    kafka = {"kind": "kafka", "bootstrap_servers": "b:9092", "topic": "t", "format": "avro"}
+    for url, port in (("https://s:8085", 8085), ("http://s/x", 80), ("https://s.example.com", 443)):
+        rendered = render({"config": {"source": {**kafka, "schema_registry": {"url": url}}}})
+        (policy,) = of_kind(rendered, "NetworkPolicy")
+        assert {"ports": [{"port": port, "protocol": "TCP"}]} in policy["spec"]["egress"]
+
+
 def test_one_daemon_unless_they_share_and_a_budget_that_never_blocks(manifests: Manifests) -> None:
     (daemon,) = of_kind(manifests, "StatefulSet")
     scaled = of_kind(manifests, "ScaledObject")

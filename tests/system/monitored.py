@@ -63,7 +63,7 @@ def fetch(url: str, body: Any = None) -> Any:
         return json.loads(answer.read())
 
 
-def eventually(true: Callable[[], Any], seconds: float = 60.0) -> Any:
+def eventually(true: Callable[[], Any], seconds: float = 150.0) -> Any:
     deadline = time.monotonic() + seconds
     while True:
         try:

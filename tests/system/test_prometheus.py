@@ -28,7 +28,7 @@ pytestmark = [
         shutil.which("prometheus") is None,
         reason="Prometheus is not installed (Debian: prometheus)",
     ),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
 ]
 
 CHOSEN = {
