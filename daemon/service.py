@@ -43,6 +43,7 @@ log = logging.getLogger("driftd.service")
 
 LOCK = "lock"
 SILENT = 3  # checkpoints that a daemon elsewhere has missed before it is taken for gone
+COLLECTED_AFTER = 20_000  # new objects: more than a poll's records, a few MiB at most
 MAX_OFFSETS = 64  # on a line of the log; a topic may have thousands of partitions
 
 
@@ -196,11 +197,12 @@ def _run(config: Config, signals: Signals, read: Callable[[], Config] | None) ->
 def spare_the_collector() -> None:
     """No collection looks again at what is there by now: modules and the model, which stay.
 
-    A poll's records are thousands of objects, and so many have Python look for cycles, each time
-    among all of torch's: without this it takes a third of the time of a fast stream.
+    A poll's records are thousands of objects, and each 700 of them have Python look for cycles, now
+    and then among all of torch's: without this it takes a third of the time of a fast stream.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(COLLECTED_AFTER)
 
 
 def _read_again(read: Callable[[], Config], features: Sequence[FeatureConfig]) -> Config:
