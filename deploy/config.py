@@ -160,7 +160,7 @@ class ServerConfig(BaseModel):
         ge=1,
         description="Processes that share the port, and among them `workers` and `queue_limit`. "
         "One answers some thousand requests a second; more are for fast models on many cores. "
-        "Each holds the versions in its own memory.",
+        "Each holds the versions in its own memory, save what `map_files` shares.",
     )
     batch: BatchConfig = Field(default_factory=BatchConfig, description="How items share a run.")
     queue_limit: int = Field(
@@ -231,6 +231,13 @@ class ServerConfig(BaseModel):
         default=True,
         description="Keep the previous version warm, so that a rollback needs no load. Costs one "
         "model's memory.",
+    )
+    map_files: bool = Field(
+        default=False,
+        description="Map a version's weights from its file instead of copying them, so that "
+        "processes share what onnxruntime does not pack anew: the embeddings, half of a MiniLM. "
+        "Only where files lie on a disk of this machine: storage that goes away, or a file that is "
+        "cut short, would take the server with it.",
     )
     prediction_log: PredictionLogConfig | None = Field(
         default=None,

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from deploy.config import BatchConfig
 from deploy.errors import LoadError
+from deploy.onnx_bytes import pointing
 from deploy.preprocess import Encoded, Feeds, Inputs, Preprocessor, load_preprocessor
 
 MODEL_FILE = "model.int8.onnx"
@@ -89,6 +90,7 @@ class Session:
         batch: BatchConfig | None = None,
         number: bool = False,
         tolerance: float = 0.0,
+        mapped: bool = False,
     ) -> None:
         self.preprocessor = preprocessor
         self.labels = tuple(labels)
@@ -100,7 +102,7 @@ class Session:
         self.path = model
         self.size_bytes = model.stat().st_size
         self._batch = batch or BatchConfig()
-        self._runtime = _runtime(model, threads)
+        self._runtime = _runtime(model, threads, mapped)
         self._fed: Head | None = None  # in place of the graph's own
 
     @classmethod
@@ -111,10 +113,12 @@ class Session:
         *,
         preprocessor: Preprocessor | None = None,
         batch: BatchConfig | None = None,
+        mapped: bool = False,
     ) -> Self:
         """Open a version's folder. Digests are the registry's business, not checked here.
 
         ``preprocessor``: one already loaded from the same files, to save the time.
+        ``mapped``: see `ServerConfig.map_files`.
         Raises `LoadError` if a file is absent or malformed, or if the parts do not fit.
         """
         model = folder / MODEL_FILE
@@ -134,6 +138,7 @@ class Session:
             batch=batch,
             number=number,
             tolerance=tolerance,
+            mapped=mapped,
         )
 
     @property
@@ -258,15 +263,18 @@ def run_graph(model: Path, feeds: Feeds) -> Prediction:
     return Prediction(*_runtime(model, 1).run(OUTPUTS, feeds))
 
 
-def _runtime(model: Path, threads: int) -> onnxruntime.InferenceSession:
+def _runtime(model: Path, threads: int, mapped: bool = False) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(model.parent)
+    )
     try:
         return onnxruntime.InferenceSession(
-            str(model),
+            pointing(model) if mapped else str(model),
             options,
             providers=["CPUExecutionProvider"],
             # On dynamic INT8 this fusion stands in the way of better ones: 12 to 25 % slower.

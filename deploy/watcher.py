@@ -244,7 +244,12 @@ class Watcher:
         if session is not None:
             session.warm(1)
             return Loaded(version, session)
-        session = Session.open(folder, preprocessor=preprocessor, batch=self._config.batch)
+        session = Session.open(
+            folder,
+            preprocessor=preprocessor,
+            batch=self._config.batch,
+            mapped=self._config.map_files,
+        )
         session.warm()
         return Loaded(version, session)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import save_file
 
 from deploy.config import BatchConfig
 from deploy.errors import InputError, LoadError
-from deploy.session import Head, Session, batches
+from deploy.onnx_bytes import pointing
+from deploy.session import MODEL_FILE, Head, Session, batches
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,39 @@ def test_damaged_folders_do_not_serve(text, tmp_path, damage, cause):
     with pytest.raises(LoadError) as caught:
         Session.open(folder).warm()
     assert caught.value.cause == cause
+
+
+def test_a_mapped_graph_answers_bit_for_bit_the_same(text, tmp_path, monkeypatch):
+    folder = text.write(tmp_path / "version")
+    copied = Session.open(folder)
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    monkeypatch.setattr("deploy.onnx_bytes._LARGE", 64)
+    mapped = Session.open(folder, mapped=True)
+    assert f"{folder}/{MODEL_FILE}" in Path("/proc/self/maps").read_text()
+    ours, theirs = mapped.predict(text.inputs), copied.predict(text.inputs)
+    np.testing.assert_array_equal(ours.logits, theirs.logits)
+    np.testing.assert_array_equal(ours.embeddings, theirs.embeddings)
+    head = Head(*text.head(seed=1))
+    assert not np.array_equal(mapped.predict(text.inputs, head).logits, ours.logits)
+
+
+def test_a_graph_that_points_at_its_values_is_the_same_graph(text, monkeypatch):
+    monkeypatch.setattr("deploy.onnx_bytes._LARGE", 64)
+    model = onnx.load_from_string(pointing(text.int8))
+    outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert len(outside) > 5
+    onnx.external_data_helper.load_external_data_for_model(model, str(text.int8.parent))
+    whole = onnx.load(str(text.int8))
+    for ours, theirs in zip(model.graph.initializer, whole.graph.initializer, strict=True):
+        assert (ours.name, ours.dims, ours.raw_data) == (theirs.name, theirs.dims, theirs.raw_data)
+    del model.graph.initializer[:], whole.graph.initializer[:]
+    assert model == whole
+
+
+def test_a_mapped_file_that_is_no_graph_is_a_load_error(text, tmp_path):
+    folder = text.write(tmp_path / "version")
+    model = folder / MODEL_FILE
+    model.unlink()
+    model.write_bytes(b"\x3a\xff\xff\xff\xff\xff")
+    with pytest.raises(LoadError, match="cannot be opened"):
+        Session.open(folder, mapped=True)
