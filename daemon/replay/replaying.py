@@ -54,6 +54,8 @@ DECISIONS = (
     "recalled",
     "verdict",
     "probation-failed",
+    "learner-rejected",
+    "follow-ended",
     "new-class",
 )
 
