@@ -66,8 +66,8 @@ class FollowConfig(Section):
         default=32,
         ge=0,
         description="Labelled events from one version of such a run to the next, if its answers"
-        " differ by then. On a stream that never rests each doubling costs one or two points. 0"
-        " switches following off: each snapshot has a trial of its own.",
+        " differ by then. On a stream that never rests each doubling costs one or two points. With"
+        " 0 nothing follows, and each snapshot has a trial of its own.",
     )
     seconds: float = Field(
         default=60.0,

@@ -57,6 +57,7 @@ from deploy.session import Session
 from drift import Diagnosis
 from drift.features import Features
 from learn.examples import Examples
+from learn.number_scale import errors
 from registry import STEPS_KEPT, Manifest, ManifestDraft, Registry, RegistryError, Stretch
 
 log = logging.getLogger("driftd.repair")
@@ -1301,6 +1302,9 @@ class Repair:
         write_step(state.online, labels, columns, parent, folder)
         run = state.following.first if state.following else None
         origin = lineage(state.met, run, follows, state.events, self.config.seed)
+        recent = self._embedded(state.memory.recent(COMPARED), champion)
+        metrics = {k: v for k, v in manifest.metrics.items() if k in INHERITED}
+        metrics |= self._held_out(recent)
         draft = ManifestDraft(
             parent=follows,
             strategy="follow",
@@ -1308,17 +1312,26 @@ class Repair:
             task=manifest.task,
             labels=labels,
             input_schema=manifest.input_schema,
-            metrics={k: v for k, v in manifest.metrics.items() if k in INHERITED},
+            metrics=metrics,
             lineage={**origin, "excluded": [stretch.as_dict() for stretch in self._excluded()]},
         )
         version = self.registry.publish(folder, draft, actor=self.actor).id
         shutil.rmtree(folder, ignore_errors=True)
         step = self._open(version)
         step.step = True
-        recent = state.memory.recent(COMPARED)
         checks, measured = same_answers(step, parent, state.online, recent, state.scale)
-        metrics = {**draft.metrics, **measured}
+        metrics |= measured
         return step, [*artefact_checks(metrics, self.config.gate, None), *checks], state.met.events
+
+    def _held_out(self, recent: Examples) -> dict[str, float]:
+        """How what learns online does on those of the events that it has not learned from."""
+        online, scale = self.state.online, self.state.scale
+        held = recent.take(self.state.memory.held_out(recent.ids))
+        if online is None or held.embeddings is None or not len(held):
+            return {}
+        said = online.judge(held.inputs, held.embeddings)
+        found = {"accuracy": float(right(scale, said, held.truth).mean())}
+        return found if held.targets is None else found | errors(said, held.targets)
 
     # ---------------------------------------------------------------- probation
 
