@@ -90,7 +90,8 @@ def judged(name: str, drifts: bool, found: dict[str, Any]) -> Iterator[Row]:
     if not drifts:
         gain = 100 * (ladder["accuracy"] - frozen["accuracy"])
         yield row(f"{name}: ladder over frozen", gain, "points", f">= {NO_WORSE}")
-        yield row(f"{name}: promotions without drift", ladder["promotions"], "", "<= 1")
+        steps = f"and {ladder['follow_ups']:,} steps that followed what it learns online"
+        yield row(f"{name}: promotions without drift", ladder["promotions"], "", "<= 1", steps)
         return
     best = max(figures, key=lambda k: figures[k]["accuracy"])
     behind = 100 * (ladder["accuracy"] - figures[best]["accuracy"])
@@ -129,7 +130,8 @@ def _told(f: dict[str, Any]) -> str:
     avoided = f["errors_avoided_per_cpu_second"]
     parts = [
         f"{f['training_cpu_seconds']:,.0f} CPU-s of training",
-        f"{f['refreshes']} refreshes, {f['promotions']} promotions, {f['rollbacks']} rollbacks",
+        f"{f['refreshes']} refreshes, {f['promotions']} promotions and {f['follow_ups']:,} steps"
+        f" that followed, {f['rollbacks']} rollbacks",
         f"below target {f['below_target']:.0%}, life {life}",
         f"kappa-temporal {f['kappa_temporal']:.2f}",
     ]

@@ -18,6 +18,7 @@ from typing import Any
 
 from daemon.policy_config import UNTRAINED, Rung
 from registry import (
+    CHAMPION_MOVES,
     Corrupt,
     Invalid,
     Mode,
@@ -107,7 +108,7 @@ def show(desk: Desk, version: str) -> Answer:
     found = registry.version(resolve(state, version))
     history = [
         row.as_dict()
-        for row in registry.journal.rows(kinds=("promote", "rollback"))
+        for row in registry.journal.rows(kinds=CHAMPION_MOVES)
         if found.id in (row.fields.get("version"), row.fields.get("previous"))
     ]
     evidence = registry.evidence(found.id)

@@ -10,7 +10,7 @@ are *shown* to fail, at `gate.alpha` each however often one looks: few events re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -151,6 +151,21 @@ def artefact_checks(
     return checks
 
 
+def forgetting(tally: Tally, gain: float, config: GateConfig) -> Check:
+    """What is lost on the anchor may exceed what is won on the stream by the budget.
+
+    ``gain``: that, in points. An input that means something else now cannot be right in both; and
+    what is forgotten is in an old version, which a recall brings back.
+    """
+    budget = config.forgetting + gain
+    over = tally.lost > budget and tally.loses_more(budget, config.alpha)
+    sentence = (
+        f"{tally.lost:.1f} points lost on {tally.events} events of the anchor, "
+        f"{'over' if over else 'not shown to be over'} the budget of {budget:.1f}"
+    )
+    return Check("forgetting", "fail" if over else "pass", sentence, tally.lost, budget)
+
+
 @dataclass(slots=True)
 class Trial:
     """One challenger before the gate.
@@ -274,20 +289,10 @@ class Trial:
         return Check("negative_flips", "fail" if over else "pass", sentence, tally.flipped, budget)
 
     def _forgetting(self, tally: Tally) -> Check:
-        """What is lost on the anchor may exceed what is won on the stream by the budget.
-
-        An input that means something else now cannot be right in both; and what is forgotten is
-        in an old version, which a recall brings back.
-        """
-        budget = self.config.forgetting + max(self.test.gain, 0.0)
-        over = tally.lost > budget and tally.loses_more(budget, self.config.alpha)
-        sentence = (
-            f"{tally.lost:.1f} points lost on {tally.events} events of the anchor, "
-            f"{'over' if over else 'not shown to be over'} the budget of {budget:.1f}"
-        )
-        decided = self.test.events >= self.config.min_events
-        outcome: Outcome = ("fail" if decided else "open") if over else "pass"
-        return Check("forgetting", outcome, sentence, tally.lost, budget)
+        check = forgetting(tally, max(self.test.gain, 0.0), self.config)
+        if check.outcome == "fail" and self.test.events < self.config.min_events:
+            return replace(check, outcome="open")  # what is won will show
+        return check
 
     def _calibration(self) -> Check:
         margin, half = self.config.calibration, self.config.alpha / 2

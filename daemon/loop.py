@@ -26,7 +26,8 @@ from daemon.config import Config
 from daemon.dead_letters import DeadLetterError, DeadLetters
 from daemon.decode import features_dtype
 from daemon.delayed import Delayed, Joined, Made
-from daemon.events import EMPTY, EventBatch, LabelBatch
+from daemon.events import EMPTY, EventBatch, LabelBatch, columns
+from daemon.evidence import PairedTest
 from daemon.joining import JoinError, JoinFull, Waiting
 from daemon.journal import JournalWriter
 from daemon.ledger import Ledger
@@ -34,10 +35,10 @@ from daemon.looks import Looks
 from daemon.metrics import Metrics
 from daemon.pace import Pace
 from daemon.repair import Repair
-from daemon.served import Answer, Opener, Served, right, score
+from daemon.served import Answer, Opener, Opinion, Served, right
 from daemon.sharing import Sharing
 from daemon.sources import Poll, Source
-from daemon.state import State
+from daemon.state import Probation, State
 from daemon.stream_config import FileSourceConfig, KafkaSourceConfig
 from daemon.trainer import Trainer
 from drift import Observations, Signal, diagnose
@@ -401,7 +402,7 @@ class Loop:
             self._note(batch, known, labels)
         elif self.ledger:
             self.ledger.later(batch, labels < 0)
-        given, own = self._given(batch, answer, labels, truth, ready, made)
+        given, own = self._given(batch, numbers, answer, labels, truth, ready, made)
         state.prequential.observe(numbers[own], right(state.scale, given[own], truth[own]))
         if state.scale:
             state.residuals.observe(given[own], truth[own])
@@ -501,6 +502,7 @@ class Loop:
     def _given(
         self,
         batch: EventBatch,
+        numbers: NDArray[np.int64],
         answer: Answer,
         labels: NDArray[np.int64],
         truth: NDArray[Any],
@@ -529,12 +531,14 @@ class Loop:
             if made is None or (carried[row] and made[0] == state.champion):
                 continue
             version, given[row] = made
-            mine = version == state.champion
+            run = state.following
+            mine = version == state.champion or (run is not None and run.covers(version))
             self.metrics.late_labels("champion" if mine else "earlier").inc()
             if not mine:
                 one = slice(row, row + 1)
                 state.record(version, right(state.scale, given[one], truth[one]))
                 own[row] = False
+        own &= numbers >= state.judged_from
         state.record(state.champion, right(state.scale, given[own], truth[own]))
         return given, own
 
@@ -590,17 +594,25 @@ class Loop:
     def _learn_online(
         self, batch: EventBatch, answer: Answer, labels: NDArray[np.int64], truth: NDArray[Any]
     ) -> None:
+        """Test what learns online on each labelled event, then teach it those not held out."""
         state, champion = self.state, self.champion
         if not self.config.policy.online_head or champion is None or state.online is None:
             return
-        rows = np.flatnonzero((labels >= 0) & ~state.memory.held_out(batch.ids))
+        rows = np.flatnonzero(labels >= 0)
+        if not len(rows):
+            return
+        learned = rows[~state.memory.held_out(batch.ids[rows])]
+        said = []
         for start in range(0, len(rows), ONLINE_CHUNK):
             chunk = rows[start : start + ONLINE_CHUNK]
-            seen, known = (batch.inputs[chunk], answer.embeddings[chunk]), truth[chunk]
             state.online.grow(len(state.classes))
-            ours = score(state.scale, state.online.judge(*seen), known)
-            state.online_test.observe(ours, score(state.scale, answer.predicted[chunk], known))
-            state.online.learn(*seen, known)
+            said.append(state.online.opinion(batch.inputs[chunk], answer.embeddings[chunk]))
+            chunk = chunk[np.isin(chunk, learned)]
+            state.online.learn(batch.inputs[chunk], answer.embeddings[chunk], truth[chunk])
+        state.met.add(batch.take(learned))
+        features = columns(batch.inputs[rows])
+        ours, theirs = Opinion.join(said), answer.opinion.take(rows)
+        self.repair.observe_learner(truth[rows], ours, theirs, features)
 
     def _tell_looks(self) -> None:
         if self.looks is not None and (share := self.looks.news()) is not None:
@@ -746,26 +758,47 @@ class Loop:
 
     def _swap(self, version: str, move: Move | None) -> None:
         state, old = self.state, self.champion
-        served = self.open_version(version)
-        resumed = old is None and state.champion == version
-        self.champion = served
-        if resumed:
+        served = self.repair.opened(version) or self.open_version(version)
+        mine = move is not None and move.actor == self.actor
+        if old is None and (state.champion == version or self._stepped_on(version)):
+            self.champion = served
             state.resume_online(served)
             self.metrics.champion(version, state.champion_since)
             return
         began = self.clock.time()
-        state.follow_champion(served, began)
-        mine = move is not None and move.actor == self.actor
+        if old is not None and move is not None and move.kind == "follow":
+            self.champion = served
+            state.step(served, began, mine=mine)
+            self.metrics.champion(version, began)
+            return
+        back = move is not None and move.kind == "rollback"
+        if state.following is not None and state.following.version != version:
+            self.repair.end_following(f"the champion is now {version}")
+        self.champion = served
+        # Back from a run of snapshots: what learned online is what was taken back.
+        state.follow_champion(served, began, anew=back and old is not None and old.step)
         promotion = move is not None and move.kind == "promote"
-        if move is not None and move.kind == "rollback" and not mine:
+        if back and not mine:
             self.metrics.rollbacks("operator").inc()
         self.repair.moved(served, old, mine=mine, promotion=promotion)
         self.metrics.champion(version, began)
         log.info("%s serves now (before: %s)", version, old.version if old else "none")
         self._checkpoint_or_later()
-        first = {state.baseline.version} - {None}
-        if self.leads and (removed := self.registry.collect(actor=self.actor, spare=first)):
-            log.info("removed old versions: %s", ", ".join(removed))
+        if self.leads:
+            self.repair.tidy()
+
+    def _stepped_on(self, version: str) -> bool:
+        """Whether the run that the checkpoint knows has gone on to ``version`` since."""
+        state, run = self.state, self.state.following
+        lineage = self.registry.version(version).manifest.lineage
+        if run is None or lineage.get("run") != run.first:
+            return False
+        proven, test = lineage["follows"], PairedTest(state.probation_alpha)
+        state.probation = Probation(version, proven, state.events, test)
+        # It has learned what is read again now: that says nothing of it.
+        state.judged_from = int(lineage["event"])
+        state.champion = run.version = version
+        return True
 
     def _serve_requests(self) -> None:
         for request in self.registry.requests():
@@ -874,6 +907,7 @@ class Loop:
         self.metrics.refresh_running().set(self.repair.trainer.running)
         self.metrics.trial_events().set(state.trial.test.events if state.trial else 0)
         self.metrics.canary_share().set(state.canary.share / 100 if state.canary else 0)
+        self.metrics.following().set(state.following is not None)
         self.metrics.probation().set(state.probation is not None)
         self.metrics.quarantine_cases().set(len(state.quarantine.cases))
         self.metrics.quarantine_events().set(len(state.quarantine))
@@ -973,6 +1007,7 @@ class Loop:
             "refresh": job and {"rung": job.rung, "seconds": round(self.repair.trainer.seconds, 1)},
             "trial": trial.as_dict() if trial else None,
             "canary": canary and {"version": canary.version, "share": canary.share},
+            "following": state.following and state.following.values(),
             "probation": probation
             and {
                 "version": probation.version,

@@ -150,6 +150,12 @@ class Metrics:
             "canary_share", "Share of the traffic that a challenger answers, 0 to 1."
         )
         self.promotions = self._counter("promotions", "Promotions.", "rung")
+        self.follow_ups = self._counter(
+            "follow_ups", "Versions that followed what learns online, after the first of a run."
+        )
+        self.following = self._gauge(
+            "following", "1 while the champion follows what learns online."
+        )
         self.rollbacks = self._counter("rollbacks", "Rollbacks.", "cause")
         self.probation = self._gauge("probation", "1 while a promotion is on probation.")
         self.paused = self._gauge("paused", "1 while learning is paused.")

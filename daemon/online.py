@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.served import Served
+from daemon.served import Opinion, Served
 from learn.config import OnlineConfig
 from learn.ensemble import TabularEnsemble
 from learn.head import Head
@@ -30,6 +30,9 @@ class Online(Protocol):
 
         Or the number, float32 [n].
         """
+
+    def opinion(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> Opinion:
+        """The same, and how sure it is."""
 
     def learn(
         self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[Any]
@@ -66,6 +69,10 @@ class OnEmbeddings:
         """See `Online.judge`."""
         best: NDArray[np.int64] = self.head.logits(embeddings).argmax(axis=1)
         return best
+
+    def opinion(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> Opinion:
+        """See `Online.opinion`."""
+        return Opinion.of(self.head.logits(embeddings))
 
     def learn(
         self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[np.int64]
@@ -114,6 +121,11 @@ class OnRows:
         """See `Online.judge`."""
         logits = self.ensemble.logits(self._preprocess(inputs))
         return logits[:, 0] if self.ensemble.number else logits.argmax(axis=1)
+
+    def opinion(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> Opinion:
+        """See `Online.opinion`."""
+        logits = self.ensemble.logits(self._preprocess(inputs))
+        return Opinion.of(logits, number=self.ensemble.number)
 
     def learn(
         self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[Any]

@@ -109,8 +109,8 @@ class Situation:
 
     labelled: labelled events since the incident's onset (or its last promotion). accuracy: of the
     champion on them, 0 to 1. archived: versions that could be recalled. deep: whether the model has
-    layers below its head that training can move. promotions_today: by the daemon in the last 24
-    hours.
+    layers below its head that training can move. followed: whether the champion follows a whole
+    model that learns online. promotions_today: by the daemon in the last 24 hours.
     """
 
     event: int
@@ -120,6 +120,7 @@ class Situation:
     archived: int = 0
     online_head: bool = False
     deep: bool = True
+    followed: bool = False
     pinned: bool = False
     paused: bool = False
 
@@ -225,6 +226,8 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
             continue
         if rung not in SHALLOW and not situation.deep:
             continue
+        if rung in SHALLOW and situation.followed and incident.cause == "drift":
+            continue  # it has learned from all that these would learn from, and goes on
         if incident.cause == "drift" and incident.kind == "label" and rung not in SHALLOW:
             # A moved prior is repaired by the head's bias; deeper layers have nothing to learn.
             continue
@@ -244,6 +247,8 @@ def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -
         return Choice("wait", waiting)
     young = situation.event - incident.onset_event < config.patience_events
     if young and not incident.only and damage_shown(incident, situation, config):
+        if situation.followed:
+            return Choice("wait", "the champion follows what learns online, which may repair it")
         return Choice("wait", "every rung had its chance: the next is at twice the events")
     if incident.promoted:
         lost = damage_points(incident, situation)

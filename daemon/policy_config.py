@@ -59,6 +59,24 @@ class BootstrapConfig(Section):
     )
 
 
+class FollowConfig(Section):
+    """Versions that follow what learns online, once it is proven better than the champion."""
+
+    events: int = Field(
+        default=32,
+        ge=0,
+        description="Labelled events from one version of such a run to the next, if its answers"
+        " differ by then. On a stream that never rests each doubling costs one or two points. With"
+        " 0 nothing follows, and each snapshot has a trial of its own.",
+    )
+    seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds between two such versions at least, which bounds their number on a"
+        " fast stream by 1,440 a day, and their cost by a percent of a core.",
+    )
+
+
 class PolicyConfig(Section):
     """Which repair is tried after an alarm, and how much repairing is allowed."""
 
@@ -73,6 +91,9 @@ class PolicyConfig(Section):
         default=True,
         description="Update the head in place with every labelled event. Costs under a"
         " millisecond an event and keeps up with slow drift between refreshes.",
+    )
+    follow: FollowConfig = Field(
+        default_factory=FollowConfig, description="Keeping up with what learns online."
     )
     cooldown_events: int = Field(
         default=1000,
@@ -137,7 +158,8 @@ class PolicyConfig(Section):
         default=24,
         ge=1,
         description="Promotions in any 24 hours. More than one an hour is a sign of flapping and"
-        " wants a person.",
+        " wants a person. The versions of a run that follows the online head count as the one"
+        " promotion with which it began.",
     )
     cpu_seconds_per_refresh: float = Field(
         default=600.0,

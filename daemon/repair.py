@@ -23,10 +23,20 @@ from daemon.clock import Clock
 from daemon.config import Config
 from daemon.events import columns
 from daemon.evidence import PairedTest, Tally
-from daemon.gate import RECALL_EVENTS, Trial, Verdict, artefact_checks
+from daemon.following import COMPARED, Following, lineage, same_answers, write_step
+from daemon.gate import (
+    RECALL_EVENTS,
+    Check,
+    Trial,
+    Verdict,
+    artefact_checks,
+    combine,
+    forgetting,
+)
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
+from daemon.online import OnRows
 from daemon.policy import (
     Attempt,
     Choice,
@@ -41,18 +51,22 @@ from daemon.policy_config import Rung
 from daemon.served import Answer, Judge, Opinion, Served, encoder_digest, right, score
 from daemon.state import Probation, State
 from daemon.trainer import Trainer
+from daemon.version_files import INHERITED
+from deploy.errors import LoadError, PatchError
 from deploy.session import Session
-from drift import Diagnosis, Slices
+from drift import Diagnosis
+from drift.features import Features
 from learn.examples import Examples
-from registry import Manifest, ManifestDraft, Registry, RegistryError, Stretch
+from learn.number_scale import errors
+from registry import STEPS_KEPT, Manifest, ManifestDraft, Registry, RegistryError, Stretch
 
 log = logging.getLogger("driftd.repair")
 
 BACKLOG = 512
+FEWEST_COMPARED = 32  # events on which a step must differ from the champion
 RECALL_CANDIDATES = 8
 LATENCY_ROUNDS = 15
 LOSING_EVENTS = 100
-SLICED_EVENTS = 2000  # that the slices of a table are cut from
 SHOWN = 120  # characters of an input in the journal
 BOOTSTRAP_RETRY_SECONDS = 10.0
 
@@ -88,6 +102,7 @@ class Repair:
         self._cutoff = 0
         self._bootstrap_again = -math.inf
         self._waiting = ""
+        self._step: Served | None = None
 
     # ---------------------------------------------------------------- what the loop reports
 
@@ -151,6 +166,16 @@ class Repair:
             new = score(scale, given[own], truth[own])
             probation.test.observe(new, score(scale, old[own], truth[own]))
 
+    def observe_learner(
+        self, truth: NDArray[Any], ours: Opinion, theirs: Opinion, features: Features
+    ) -> None:
+        """Judge what learns online, before it learned the labels; ``theirs`` are the champion's."""
+        run, scale = self.state.following, self.state.scale
+        if run is None:
+            self.state.learner.observe(truth, ours, theirs, features)
+        else:
+            run.observe(right(scale, ours.predicted, truth), right(scale, theirs.predicted, truth))
+
     def alarm(self, diagnosis: Diagnosis, onset: int, examples: Sequence[int] = ()) -> None:
         """The monitors alarmed: open an incident, or add to the evidence of the open one.
 
@@ -190,6 +215,8 @@ class Repair:
         state = self.state
         # Another regime, another chance for versions that failed in the last one.
         state.failed.clear()
+        if state.following is None:
+            state.try_learner()
         onset = max(onset, state.champion_event)
         self._open_incident(
             Incident(
@@ -242,6 +269,7 @@ class Repair:
             self._close("superseded", f"an operator asked for a refresh: {reason}")
         onset = state.champion_event
         if without:
+            self.end_following("it may have learned what an operator excluded")
             if state.trial:
                 self._drop_trial("it may have learned what an operator excluded")
             places = [(r["topic"], r["partition"], r["start"], r["end"]) for r in without]
@@ -269,9 +297,7 @@ class Repair:
             self._drop_trial(f"the champion is now {served.version}")
         state.probation, self.yardstick = None, None
         if promotion and old is not None and self.config.probation.events:
-            test = PairedTest(self.config.probation.alpha)
-            state.probation = Probation(served.version, old.version, state.events, test)
-            self.yardstick = old
+            self._watch(served, old)
         if state.incident and not mine:
             self._cancel("the champion was moved from outside")
             self._close("superseded", f"the champion was moved to {served.version} from outside")
@@ -308,9 +334,15 @@ class Repair:
         if champion is None:
             return
         self._notice_another()
-        if self._judge_probation() or self.trainer.running:
-            return
         state = self.state
+        if state.following and (paused or pinned):
+            self.end_following("learning was paused" if paused else "the champion was pinned")
+        if self._judge_probation(champion):
+            return
+        if not paused and not pinned and self._keep_up(champion):
+            return
+        if self.trainer.running:
+            return
         if state.trial:
             if not pinned and not paused:
                 judge = self._judge_canary if state.canary else self._judge_trial
@@ -325,6 +357,7 @@ class Repair:
         """Another daemon leads: what was under way is its to begin. Moves nothing."""
         state = self.state
         self._cancel(reason)
+        self.end_following(reason)
         if state.trial:
             self.journal.write("trial-dropped", version=state.trial.version, reason=reason)
         state.trial = state.canary = state.probation = None
@@ -441,13 +474,17 @@ class Repair:
 
     def _climb(self, incident: Incident, champion: Served, *, paused: bool, pinned: bool) -> None:
         state = self.state
-        online = self.config.policy.online_head and state.online is not None
+        # Where versions may follow what learns online, it has a trial of its own, all the time.
+        online = (
+            self.config.policy.online_head and state.online is not None and not self._may_follow
+        )
         retrain = incident.cause == "exclusion"
         situation = self._situation(
             incident,
             archived=0 if retrain else len(self._archived(champion)),
             online_head=online and not retrain and not self._tainted(champion.version),
             deep=self.config.model.task == "text" or self.config.model.table == "network",
+            followed=self._whole_follows,
             paused=paused,
             pinned=pinned,
         )
@@ -482,7 +519,7 @@ class Repair:
         test = state.online_test
         if test.events < self.config.policy.min_labelled:
             return
-        if not self.config.policy.online_head or test.verdict != "better":
+        if not self.config.policy.online_head or test.verdict != "better" or self._may_follow:
             return
         if state.champion is None or self._tainted(state.champion):
             return
@@ -497,6 +534,8 @@ class Repair:
         state = self.state
         if len(state.classes) <= len(champion.labels) or "head" not in self.config.policy.rungs:
             return
+        if state.following:
+            return  # the next step brings it
         labels = self._labels(champion)
         grown = labels[max(len(champion.labels), state.taught) :]
         if grown:
@@ -508,7 +547,7 @@ class Repair:
         """A regime's first repair rests on few events: refit when there are many more."""
         state, policy = self.state, self.config.policy
         factor = policy.refit_growth
-        if not factor or "head" not in policy.rungs:
+        if not factor or "head" not in policy.rungs or self._whole_follows:
             return
         then, now = state.learned_event - state.regime_event, state.events - state.regime_event
         if then >= self.config.memory.recent or now < factor * max(then, policy.min_labelled):
@@ -705,6 +744,7 @@ class Repair:
             version.id
             for version in reversed(self.registry.versions())
             if version.id not in barred
+            and ("follows" not in version.manifest.lineage or version.id in registered.chain)
             and not self.registry.taken_back(version.id)
             and not self._tainted(version.id)
         ]
@@ -846,8 +886,8 @@ class Repair:
         if challenger.encoder != champion.encoder:
             ratio = _latency_ratio(challenger.session.graph, champion.session.graph, state)
         checks = artefact_checks(manifest.metrics, self.config.gate, ratio)
-        names, slices = state.part_names, self._slices()
-        anchored = self._anchored(challenger, champion, incident)
+        names, slices = state.part_names, state.slices()
+        anchored = None if incident.kind == "concept" else self._anchored(challenger, champion)
         trial = Trial(
             version,
             rung,
@@ -870,10 +910,10 @@ class Repair:
         self.journal.write("trial-opened", incident=incident.id, **trial.as_dict())
         self._judge_trial(trial, champion)
 
-    def _anchored(self, challenger: Served, champion: Served, incident: Incident) -> Tally | None:
-        """What the challenger has forgotten of the anchor; None where its labels hold no longer."""
+    def _anchored(self, challenger: Served, champion: Served) -> Tally | None:
+        """What the challenger has forgotten of the anchor; None where there is none."""
         anchor = self.state.memory.anchor
-        if not len(anchor) or incident.kind == "concept":
+        if not len(anchor):
             return None
         anchor = self._embedded(anchor, champion)
         ours, theirs = self._predict(challenger, anchor), self._predict(champion, anchor)
@@ -881,11 +921,6 @@ class Repair:
         truth, scale = anchor.truth, self.state.scale
         tally.observe(score(scale, ours.predicted, truth), score(scale, theirs.predicted, truth))
         return tally
-
-    def _slices(self) -> Slices | None:
-        """The slices of the table that comes in now; None for texts."""
-        features = columns(self.state.memory.recent(SLICED_EVENTS).inputs)
-        return Slices.fit(features, self.config.gate.slices) if features else None
 
     def _embedded(self, examples: Examples, champion: Served) -> Examples:
         """The examples with the champion's embeddings; what is missing is computed and kept."""
@@ -993,22 +1028,26 @@ class Repair:
             return
         self._end_canary(verdict.reason)
         state.trial, self.challenger = None, None
-        state.promotions.append(self._clock.time())
-        self.metrics.promotions(trial.rung).inc()
         self._attempt_ended("promoted", verdict.reason, gain=trial.test.gain)
         if trial.rung == "recall" and state.incident is not None:
             # It learned from as many events of its regime in its day as are worth a refit now.
             had = self.registry.version(trial.version).manifest.lineage.get("examples", 0)
             state.learned_event = state.incident.onset_event + had
-        # The old champion did badly in this regime: it is no candidate for a recall in it.
-        state.failed = [champion.version]
+        self._promoted(trial.rung, champion)
+        if state.incident and state.incident.cause != "drift":
+            self._close("improved", verdict.reason)
+
+    def _promoted(self, rung: str, champion: Served) -> None:
+        """The promotion counts; the ``champion`` that was did badly in this regime."""
+        state = self.state
+        state.promotions.append(self._clock.time())
+        self.metrics.promotions(rung).inc()
+        state.failed = [champion.version]  # no candidate for a recall in it
         if state.incident is None:
             return
         # What follows is judged on the new champion's own events.
         state.incident.since_event = state.events
         state.incident.wait_until = state.events + self.config.policy.settle_events
-        if state.incident.cause != "drift":
-            self._close("improved", verdict.reason)
 
     def _reject(self, trial: Trial, verdict: Verdict) -> None:
         state = self.state
@@ -1061,29 +1100,280 @@ class Repair:
         self.metrics.refreshes(job.strategy, "cancelled").inc()
         self.journal.write("refresh-cancelled", rung=job.rung, reason=reason)
 
+    # ---------------------------------------------------------------- following what learns online
+
+    @property
+    def _may_follow(self) -> bool:
+        """Whether versions may serve that had no trial of their own, but watched as a run."""
+        policy, gate = self.config.policy, self.config.gate
+        return bool(
+            policy.follow.events
+            and policy.online_head
+            and "online" in policy.rungs
+            and self.config.probation.events
+            and not gate.canary.steps  # which every version is to climb
+        )
+
+    @property
+    def _whole_follows(self) -> bool:
+        """Whether versions follow a whole model, and not just a head on a fixed encoder."""
+        return self.state.following is not None and isinstance(self.state.online, OnRows)
+
+    def opened(self, version: str) -> Served | None:
+        """The version, if it is a step that is open already."""
+        step, self._step = self._step, None
+        return step if step is not None and step.version == version else None
+
+    def end_following(self, reason: str) -> None:
+        """What learns online is to be proven anew before a version follows it again."""
+        state, run = self.state, self.state.following
+        if run is None:
+            return
+        self.journal.write(
+            "follow-ended",
+            version=run.version,
+            first=run.first,
+            steps=run.steps,
+            began_event=run.began_event,
+            reason=reason,
+        )
+        state.follow_anew(rest=self.config.policy.settle_events)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove old versions, but not the first, nor one that the trainer is at work on."""
+        job = self.trainer.job
+        spare = {self.state.baseline.version}
+        if job:
+            spare.update(name for name, _ in job.candidates)
+        if job and job.parent:
+            spare.add(Path(job.parent).name)
+        if removed := self.registry.collect(actor=self.actor, spare=spare):
+            log.info("removed old versions: %s", ", ".join(removed))
+
+    def _keep_up(self, champion: Served) -> bool:
+        """Let what learns online serve as it is proven, or as it is now; True if it does."""
+        state, run = self.state, self.state.following
+        if run is not None:
+            return self._take_step(run, champion)
+        trial = state.learner
+        if not self._may_follow or state.events < state.follow_after or state.online is None:
+            return False
+        if trial.test.verdict == "undecided" and trial.test.events < trial.deadline:
+            return False
+        verdict = trial.verdict()
+        if verdict.decision == "reject":
+            self._learner_rejected(verdict.reason)
+        if verdict.decision != "promote" or self._tainted(champion.version):
+            return False
+        if state.promotions_today() >= self.config.policy.max_promotions_per_day:
+            return False
+        return self._begin_following(trial, champion)
+
+    def _learner_rejected(self, reason: str) -> None:
+        self.journal.write("learner-rejected", champion=self.state.champion, reason=reason)
+        self.state.follow_anew(rest=self.config.policy.settle_events)
+
+    def _begin_following(self, trial: Trial, champion: Served) -> bool:
+        """The learner is proven; its snapshot serves if the INT8 file and the anchor say so too."""
+        state = self.state
+        try:
+            step, checks, _ = self._make_step(champion, follows=champion.version)
+        except (PatchError, LoadError) as error:
+            self._learner_rejected(str(error))
+            return False
+        trial.version, trial.checks = step.version, checks
+        if not (state.incident and state.incident.kind == "concept"):
+            trial.anchor = self._anchored(step, champion)
+        verdict, evidence = trial.verdict(), trial.as_dict()
+        self.registry.attach(trial.version, "gate", {**evidence, "champion": champion.version})
+        self.metrics.verdicts(verdict.decision, trial.rung).inc()
+        self.journal.write(
+            "verdict", incident=self._incident_id(), champion=champion.version, **evidence
+        )
+        if verdict.decision != "promote":
+            self._learner_rejected(verdict.reason)
+            return False
+        reason = f"what learns online: {verdict.reason}"
+        if state.trial:
+            sooner = "what learns online was proven sooner"
+            self._drop_trial(sooner)
+            self.registry.set_challenger(None, actor=self.actor, reason=sooner)
+            self._attempt_ended("outgrown", sooner)
+        self.registry.promote(
+            step.version, actor=self.actor, reason=reason, expect_champion=champion.version
+        )
+        now = self._clock.monotonic()
+        state.following = Following(step.version, step.version, state.events, now)
+        self._step = step
+        if state.incident and state.incident.cause == "drift":
+            # The last attempt may be under way still.
+            done = Attempt("online", state.events, "promoted", step.version, reason)
+            done.gain_points = round(trial.test.gain, 2)
+            attempts = state.incident.attempts
+            attempts.insert(len(attempts) - self.trainer.running, done)
+        self._promoted(trial.rung, champion)
+        return True
+
+    def _take_step(self, run: Following, champion: Served) -> bool:
+        """The next version of the run, if it is due and answers otherwise than the present one."""
+        state, settings = self.state, self.config.policy.follow
+        probation = state.probation
+        if probation is None or self.yardstick is None:
+            self.end_following("nothing is left to hold it against")
+            return False
+        if not run.due(settings, self._clock.monotonic()):
+            return False
+        recent = state.memory.recent(min(max(run.learned, FEWEST_COMPARED), COMPARED))
+        if not self._answers_otherwise(recent, champion):
+            run.learned = 0
+            return False
+        began, cpu = time.monotonic(), time.process_time()
+        try:
+            step, checks, examples = self._make_step(champion, follows=probation.previous)
+        except (PatchError, LoadError) as error:
+            self.end_following(str(error))
+            return False
+        if state.incident and state.incident.kind == "concept":
+            run.anchored = False  # its labels are wrong now
+        if run.anchored and (tally := self._anchored(step, self.yardstick)):
+            checks.append(forgetting(tally, max(probation.test.gain, 0.0), self.config.gate))
+        verdict = combine(checks)
+        if verdict.decision == "reject":
+            self.end_following(f"{step.version} would not do: {verdict.reason}")
+            return False
+        reason = (
+            f"follows what learned {run.learned} events more: {run.won} won, {run.lost} lost "
+            f"against {champion.version}"
+        )
+        self.registry.follow(
+            step.version,
+            keep=champion.version == probation.previous,
+            actor=self.actor,
+            reason=reason,
+            expect_champion=champion.version,
+        )
+        self.metrics.follow_ups().inc()
+        self.journal.write(
+            "followed",
+            version=step.version,
+            champion=champion.version,
+            proven=probation.previous,
+            learned=run.learned,
+            won=run.won,
+            lost=run.lost,
+            gain_points=round(probation.test.gain, 2),
+            checks=[check.as_dict() for check in checks],
+            examples=examples,
+            seconds=round(time.monotonic() - began, 3),
+            cpu_seconds=round(time.process_time() - cpu, 3),
+        )
+        run.stepped(step.version, self._clock.monotonic())
+        probation.version = step.version
+        self._step = step
+        if run.steps % STEPS_KEPT == 0:
+            self.tidy()
+        return True
+
+    def _answers_otherwise(self, recent: Examples, champion: Served) -> bool:
+        """Whether what learns online, having learned them, says something else of an event."""
+        online = self.state.online
+        if online is None or not len(recent):
+            return False
+        recent = self._embedded(recent, champion)
+        found = recent.embeddings
+        if found is None:
+            return True
+        theirs = self._predict(champion, recent).predicted
+        return not np.array_equal(online.judge(recent.inputs, found), theirs)
+
+    def _make_step(self, champion: Served, follows: str) -> tuple[Served, list[Check], int]:
+        """Publish what has learned online, open its INT8 file, and check it.
+
+        Also how many events it has learned. Raises PatchError and LoadError if it is not sound.
+        """
+        state = self.state
+        assert state.online is not None
+        folder = self.trainer.folder / "step"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        labels = self._labels(champion)
+        columns = np.array([state.classes.add(name) for name in labels])
+        parent = self.registry.path(champion.version, verify=False)
+        manifest = self.registry.version(champion.version).manifest
+        write_step(state.online, labels, columns, parent, folder)
+        run = state.following.first if state.following else None
+        origin = lineage(state.met, run, follows, state.events, self.config.seed)
+        recent = self._embedded(state.memory.recent(COMPARED), champion)
+        metrics = {k: v for k, v in manifest.metrics.items() if k in INHERITED}
+        metrics |= self._held_out(recent)
+        draft = ManifestDraft(
+            parent=follows,
+            strategy="follow",
+            rung="online",
+            task=manifest.task,
+            labels=labels,
+            input_schema=manifest.input_schema,
+            metrics=metrics,
+            lineage={**origin, "excluded": [stretch.as_dict() for stretch in self._excluded()]},
+        )
+        version = self.registry.publish(folder, draft, actor=self.actor).id
+        shutil.rmtree(folder, ignore_errors=True)
+        step = self._open(version)
+        step.step = True
+        checks, measured = same_answers(step, parent, state.online, recent, state.scale)
+        metrics |= measured
+        return step, [*artefact_checks(metrics, self.config.gate, None), *checks], state.met.events
+
+    def _held_out(self, recent: Examples) -> dict[str, float]:
+        """How what learns online does on those of the events that it has not learned from."""
+        online, scale = self.state.online, self.state.scale
+        held = recent.take(self.state.memory.held_out(recent.ids))
+        if online is None or held.embeddings is None or not len(held):
+            return {}
+        said = online.judge(held.inputs, held.embeddings)
+        found = {"accuracy": float(right(scale, said, held.truth).mean())}
+        return found if held.targets is None else found | errors(said, held.targets)
+
     # ---------------------------------------------------------------- probation
 
-    def _judge_probation(self) -> bool:
-        """Roll back if the new champion is shown worse than the old one; True if it was."""
+    def _judge_probation(self, champion: Served) -> bool:
+        """Roll back if the new champion is shown worse than the old one; True if it was.
+
+        A run that follows what learns online is proven as a whole: its present version is what the
+        next ones are held against, and the probation goes on.
+        """
         state = self.state
         probation = state.probation
         if probation is None:
             return False
         test = probation.test
-        if test.verdict == "worse":
+        # What learns may be slower than a change for a moment: only what lasts is held against it.
+        least = self.config.policy.settle_events if state.following else 0
+        if test.verdict == "worse" and test.events >= least:
             reason = (
                 f"probation: {probation.version} loses {-test.gain:.1f} points to "
                 f"{probation.previous} on {test.events} events (e-value {test.worse:.3g})"
             )
             self.journal.write("probation-failed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
+            self.end_following(reason)
             self._roll_back(probation, reason)
             return True
         if test.verdict == "better" or test.events >= self.config.probation.events:
             self.journal.write("probation-passed", version=probation.version, **test.as_dict())
             self.registry.attach(probation.version, "probation", test.as_dict())
             state.probation, self.yardstick = None, None
+            if state.following:
+                state.following.proven += 1
+                self._watch(champion, champion)
         return False
+
+    def _watch(self, new: Served, old: Served) -> None:
+        """``new`` is on probation against ``old``; of a run, ``old`` is what was proven last."""
+        test = PairedTest(self.state.probation_alpha)
+        self.state.probation = Probation(new.version, old.version, self.state.events, test)
+        self.yardstick = old
 
     def _roll_back(self, probation: Probation, reason: str) -> None:
         state = self.state

@@ -20,8 +20,8 @@ from daemon.config import Config
 from daemon.job import Job
 from daemon.stored_checkpoint import open_checkpoints
 from daemon.trainer import Trainer
-from daemon.trainer_main import code_version
 from daemon.undeclared import remembered, undeclared, with_features
+from daemon.version_files import code_version
 from learn.examples import Examples
 from learn.memory import Memory, replay_weights
 from learn.strategies import NAMES

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +78,22 @@ class Opinion:
 
     predicted: NDArray[Any]
     confidence: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], *, number: bool = False) -> Opinion:
+        """What logits, float32 [n, k], say; ``number``: the only one is the number itself."""
+        if number:
+            return cls(logits[:, 0].astype(np.float64), np.ones(len(logits), np.float32))
+        found = softmax(logits, axis=1)
+        return cls(found.argmax(axis=1), found.max(axis=1))
+
+    @classmethod
+    def join(cls, parts: Sequence[Opinion]) -> Opinion:
+        """All opinions, in order; at least one part."""
+        return cls(
+            np.concatenate([part.predicted for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+        )
 
     def take(self, index: NDArray[np.generic]) -> Opinion:
         """The opinions on the events at ``index`` (positions or a mask)."""
@@ -148,6 +164,8 @@ class Served:
     ) -> None:
         self.version = version
         self.folder = folder
+        #: Whether it is a snapshot in a run that follows what learns online.
+        self.step = False
         #: Columns of an embedding that tell where an input lies, without an ensemble's waves of it.
         self.place = slice(None, _row_width(folder))
         self.session = session
@@ -234,10 +252,8 @@ class Judge:
     def judge(self, embeddings: NDArray[np.float32]) -> Opinion:
         """The opinion on embeddings, float32 [n, d]."""
         logits = embeddings @ self._head.weight + self._head.bias
-        if self._number:
-            return Opinion(logits[:, 0].astype(np.float64), np.ones(len(logits), np.float32))
-        found = softmax(logits, axis=1)
-        return Opinion(self.columns[found.argmax(axis=1)], found.max(axis=1))
+        found = Opinion.of(logits, number=self._number)
+        return found if self._number else replace(found, predicted=self.columns[found.predicted])
 
 
 def right(scale: NumberScale | None, given: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.bool_]:

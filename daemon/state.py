@@ -19,7 +19,9 @@ from daemon.canary import Canary
 from daemon.checkpoint import Arrays, Checkpoint, prefixed, under
 from daemon.clock import Clock
 from daemon.config import Config
+from daemon.events import columns
 from daemon.evidence import PairedTest
+from daemon.following import Following, Met
 from daemon.gate import Trial
 from daemon.guard import Guard
 from daemon.online import OnEmbeddings, Online, OnRows, restored
@@ -31,7 +33,7 @@ from daemon.rivals import Rivals
 from daemon.served import Classes, Served
 from daemon.stream_config import KafkaSourceConfig
 from daemon.watch import Watch
-from drift import Reference, Signature
+from drift import Reference, Signature, Slices
 from learn.memory import Memory
 from learn.number_scale import NumberScale
 from learn.past import Past
@@ -39,6 +41,7 @@ from learn.past import Past
 DAY = 86_400.0
 KNOWN_REGIMES = 64
 KNOWN_RECORDS = 64
+SLICED_EVENTS = 2000  # that the slices of a table are cut from
 VALUE = "value"  # the only label of a model that predicts a number
 
 
@@ -90,9 +93,16 @@ class State:
         self.past = Past(config.model)
         self.online: Online | None = None
         self._online_state: Arrays = {}
-        self.online_test = PairedTest(config.gate.alpha)
         #: The first version, which the champion is compared with.
         self.baseline = Baseline()
+        #: What learns online as a challenger: each answer given before it learned the label.
+        self.learner = self._learner_trial()
+        self.met = Met()
+        self.following: Following | None = None
+        #: No run of versions that follow it begins before this event.
+        self.follow_after = 0
+        #: Events before this one are read again after a restart, and the champion knows them.
+        self.judged_from = 0
         self.rivals = Rivals(config.model, config.seed, config.gate.alpha)
         self.incident: Incident | None = None
         self.incidents = 0
@@ -132,24 +142,74 @@ class State:
         """What the monitors and the gate tell apart: classes, or parts of a number's range."""
         return self.scale.names if self.scale else self.classes.names
 
-    def follow_champion(self, served: Served, since: float) -> None:
-        """``served`` is the champion from now on: what was measured of the old one is void."""
+    def follow_champion(self, served: Served, since: float, *, anew: bool = False) -> None:
+        """``served`` is the champion from now on: what was measured of the old one is void.
+
+        ``anew``: so is what learned online.
+        """
         left, normal, former = self.champion, self.watch.reference, self.former
         self.champion, self.champion_event, self.champion_since = served.version, self.events, since
         self.scale = served.scale or self.scale
+        if self.following is not None and self.following.version != served.version:
+            self.following = None
         self.prequential.restart()
         self.watch.rearm(served.encoder)
         if former is not None and former[0] == served.version:
             self.watch.adopt(former[1])
         self.former = (left, normal) if left is not None and normal is not None else None
-        self.restart_online(served)
+        if self.following is None:
+            self.restart_online(served, anew=anew)
+        self.learner = self._learner_trial()
         if left is None:
             self._teach_rivals()
         self.rivals.follow_champion()
 
+    def step(self, served: Served, since: float, *, mine: bool) -> None:
+        """``served`` follows the champion as the next step of a run: what was measured stands."""
+        left = self.champion
+        self.champion, self.champion_since = served.version, since
+        if left in self.regimes:
+            self.regimes[served.version] = self.regimes.pop(left)
+        if not mine:
+            self.following = None
+            self.restart_online(served)
+
+    def follow_anew(self, rest: int) -> None:
+        """The run is over: what learns online is to be proven again, from ``rest`` events on."""
+        self.following = None
+        self.follow_after = self.events + rest
+        self.learner = self._learner_trial()
+
+    @property
+    def probation_alpha(self) -> float:
+        """The chance of a mistake in a probation that begins now; of all of a run's together."""
+        share = 1 + (self.following.proven if self.following else 0)
+        return self.config.probation.alpha / (share * (share + 1) if self.following else 1)
+
+    def try_learner(self) -> None:
+        """What learns online has another chance, on the events from now on."""
+        self.learner = self._learner_trial()
+
+    def _learner_trial(self) -> Trial:
+        gate = self.config.gate
+        return Trial("", "online", gate, self.part_names, slices=self.slices(), scale=self.scale)
+
+    @property
+    def online_test(self) -> PairedTest:
+        """What learns online against the champion, as far as it is known."""
+        return self.learner.test
+
+    def slices(self) -> Slices | None:
+        """The slices of the table that comes in now; None for texts."""
+        features = columns(self.memory.recent(SLICED_EVENTS).inputs)
+        return Slices.fit(features, self.config.gate.slices) if features else None
+
     def record(self, version: str, right: NDArray[np.bool_]) -> None:
-        """Labels came, bool [n], for answers that ``version`` gave."""
-        found = self.records.setdefault(version, Record())
+        """Labels came, bool [n], for answers that ``version`` gave; a run counts as its first."""
+        run = self.following
+        found = self.records.setdefault(
+            run.first if run is not None and run.covers(version) else version, Record()
+        )
         found.labelled += len(right)
         found.right += int(right.sum())
         while len(self.records) > KNOWN_RECORDS:
@@ -171,12 +231,16 @@ class State:
         rows = OnRows.beside(served, classes)
         if rows is None:
             self.online = OnEmbeddings.beside(served, classes, self.config.learn.online)
+            if self.following is None:  # else it goes on from what it has given out
+                self.met = Met()
         elif anew or not (isinstance(self.online, OnRows) and self.online.fits(rows)):
             known = self.memory.recent(self.memory.config.recent, since=0, training=True)
+            self.met = Met()
             if len(known):
                 rows.ensemble.learn(served.session.preprocessor(known.inputs), known.truth)
+                self.met.add(known)
             self.online = rows
-        self.online_test = PairedTest(self.config.gate.alpha)
+        self.learner = self._learner_trial()
 
     def resume_online(self, served: Served) -> None:
         """After a restart: what learned online goes on beside the same champion."""
@@ -221,7 +285,10 @@ class State:
             "champion": self.champion,
             "champion_event": self.champion_event,
             "champion_since": self.champion_since,
-            "online_test": self.online_test.state(),
+            "learner": self.learner.values(),
+            "met": self.met.values(),
+            "following": self.following.values() if self.following else None,
+            "follow_after": self.follow_after,
             "past": self.past.values(),
             "rivals": self.rivals.values(),
             "baseline": self.baseline.version,
@@ -266,6 +333,7 @@ class State:
         }
         if self.online is not None:
             parts |= prefixed("online", self.online.state())
+        parts |= prefixed("learner", self.learner.arrays())
         if self.trial is not None:
             parts |= prefixed("trial", self.trial.arrays())
         if self.former is not None:
@@ -305,13 +373,24 @@ class State:
         self.past.restore(values.get("past", ()), under("past", arrays))
         self.rivals.restore(values.get("rivals", {}), under("rivals", arrays))
         self.baseline.restore(values.get("baseline"), under("baseline", arrays))
-        self.online_test = PairedTest.restored(gate.alpha, values["online_test"])
         self.incidents = values["incidents"]
         self.incident = None
         if values["incident"]:
             self.incident = Incident.from_dict(values["incident"])
             ended = [a for a in self.incident.attempts if a.outcome != "running"]
             self.incident.attempts = ended
+        self.learner = self._learner_trial()
+        if found := values.get("learner"):
+            arrays_of_trial = under("learner", arrays)
+            names = self.part_names
+            self.learner = Trial.restored(gate, names, found, arrays_of_trial, self.scale)
+        elif found := values.get("online_test"):  # of an older release
+            self.learner.test = PairedTest.restored(gate.alpha, found)
+        self.met = Met.restored(values["met"]) if "met" in values else Met()
+        self.following = None
+        if found := values.get("following"):
+            self.following = Following.restored(found, self._clock.monotonic())
+        self.follow_after = values.get("follow_after", 0)
         self.trial = None
         if (found := values["trial"]) and "overall" in found:  # else of an older release
             arrays_of_trial = under("trial", arrays)
@@ -322,7 +401,7 @@ class State:
             self.canary = Canary.restored(gate.canary, gate.alpha, found)
         self.probation = None
         if found := values["probation"]:
-            test = PairedTest.restored(self.config.probation.alpha, found["test"])
+            test = PairedTest.restored(self.probation_alpha, found["test"])
             self.probation = Probation(
                 found["version"], found["previous"], found["started_event"], test
             )

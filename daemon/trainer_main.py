@@ -12,7 +12,6 @@ import ctypes
 import json
 import logging
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -20,18 +19,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from daemon.job import EMBEDDED, PROGRESS, TRAINING, VERSION, Job, Result, read_examples
 from daemon.served import scale_of
+from daemon.version_files import INHERITED, code_version, inherited, write_version
 from deploy.measure import Alike, measure
-from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import (
     CUT,
     UNCUT,
@@ -47,7 +45,6 @@ from learn.examples import Examples
 from learn.head import Head
 from learn.number_scale import NumberScale, errors
 from learn.strategy import Start, Update
-from registry.manifest import RESERVED
 
 if TYPE_CHECKING:
     from learn.model import Model
@@ -61,16 +58,6 @@ SAME = 0.02  # of the tolerance: numbers of INT8 and FP32 that differ by less ar
 FP32 = "model.fp32.onnx"
 # Neither torch nor the loader of shared libraries has an exception of its own for it.
 OUT_OF_MEMORY = ("allocate memory", "failed to map segment", "CUDA out of memory")
-# What a version with its parent's encoder need not measure again.
-INHERITED = (
-    "size_ratio",
-    "fp32_size_bytes",
-    "fp32_latency_ms",
-    "latency_ms",
-    "agreement",
-    "parity_points",
-    "parity_error",
-)
 
 
 def main() -> int:
@@ -225,7 +212,7 @@ def refresh(
     scale = scale_of(parent)
     if session.number and scale is None:
         scale = _scale(update.head, learned, validation)
-    _write_version(job, update, parent, out, scale)
+    write_version(job.labels, update, parent, out, scale)
     if update.parts:
         _export(out, _load(out, preprocess, job.labels, "cpu"), preprocess)
     served = Session.open(out, threads=job.threads)
@@ -235,7 +222,7 @@ def refresh(
         # The graph is the parent's but for a few numbers: INT8 costs what it cost the parent.
         served.warm()
         right = _right(scale)(_answers(served, sample.inputs), sample.truth)
-        metrics = _inherited(parent, INHERITED) | {"accuracy": float(right.mean())}
+        metrics = inherited(parent, INHERITED) | {"accuracy": float(right.mean())}
     else:
         metrics = _measured(job, update, parent, out, served, preprocess, sample, scale)
     if sample.targets is not None:
@@ -274,17 +261,6 @@ def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
     return examples.take(np.sort(order[held:])), examples.take(np.sort(order[:held]))
 
 
-def code_version() -> dict[str, str]:
-    """The versions of everything that shapes a result."""
-    found = {"python": platform.python_version()}
-    for name in ("driftd", "numpy", "scipy", "torch", "transformers", "peft", "onnxruntime"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _scale(head: Head, learned: Examples, validation: Examples) -> NumberScale:
     """The first version's measure, from its errors on what it has not learned, if there is any."""
     judge = validation if len(validation) else learned
@@ -303,41 +279,6 @@ def _answers(session: Session, inputs: NDArray[Any]) -> NDArray[Any]:
     """The classes, int64 [n], or the numbers, float32 [n], that a version answers."""
     found = session.predict(inputs)
     return found.logits[:, 0] if session.number else found.probabilities.argmax(axis=1)
-
-
-def _write_version(
-    job: Job, update: Update, parent: Path, out: Path, scale: NumberScale | None
-) -> None:
-    weight, bias = update.head
-    save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
-    description = json.loads((parent / "model.json").read_text()) | {"labels": job.labels}
-    if update.parts:
-        description["parts"] = update.parts
-    if scale:
-        description["scale"] = scale.as_dict()
-    (out / "model.json").write_text(json.dumps(description, indent=1))
-    graph = out / MODEL_FILE
-    if update.encoder:
-        delta = out / "delta.safetensors"
-        before = load_file(parent / delta.name) if (parent / delta.name).exists() else {}
-        save_file({**before, **update.encoder}, delta)
-    if update.parts:
-        pass  # another architecture: no weights fit the parent's graph
-    elif update.encoder:
-        patch_weights(
-            parent / graph.name,
-            {**update.encoder, "head.weight": weight, "head.bias": bias},
-            graph,
-        )
-    else:
-        patch_head(parent / graph.name, weight, bias, graph)
-    if update.adapter:
-        save_file(update.adapter, out / "adapter.safetensors")
-    # Only what the update did not write: a link is the parent's own file, never to be written to.
-    own = RESERVED | {graph.name}
-    for file in parent.iterdir():
-        if file.name not in own and not (out / file.name).exists():
-            _link(file, out / file.name)
 
 
 def _measured(
@@ -359,14 +300,14 @@ def _measured(
             size = float(fp32.stat().st_size)
             metrics = {"size_ratio": served.size_bytes / size, "fp32_size_bytes": size}
         else:
-            metrics = _inherited(parent, ("size_ratio", "fp32_size_bytes"))
+            metrics = inherited(parent, ("size_ratio", "fp32_size_bytes"))
         model = _load(out, preprocess, job.labels, "cpu")
         metrics |= measure(served, model, sample.inputs, sample.truth, right=right, same=same)
     elif fp32.exists():
         metrics = dict(measure(served, fp32, sample.inputs, sample.truth, right=right, same=same))
     else:
         # The same encoder: what INT8 costs it was measured when it was made.
-        metrics = _inherited(parent, INHERITED)
+        metrics = inherited(parent, INHERITED)
         served.warm()
         embeddings = _embedded(sample, served, out.parent).embeddings
         assert embeddings is not None
@@ -374,11 +315,6 @@ def _measured(
         answers = logits[:, 0] if scale else logits.argmax(axis=1)
         return metrics | {"accuracy": float(right(answers, sample.truth).mean())}
     return metrics
-
-
-def _inherited(parent: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    found = json.loads((parent / "manifest.json").read_text())["metrics"]
-    return {name: found[name] for name in names if name in found}
 
 
 def _load(folder: Path, preprocess: Any, labels: list[str], device: str) -> Model:
@@ -433,13 +369,6 @@ def _reporter(folder: Path) -> Callable[[Any], None]:
             file.write(json.dumps(asdict(line)) + "\n")
 
     return report
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _bound(nice: int, memory_mb: int | None, parent: int | None) -> None:

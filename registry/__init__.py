@@ -1,7 +1,7 @@
 """registry: versions, the aliases that say which one serves, and the journal. Knows files only.
 
 open_registry   a folder (or later an object store) -> Registry
-Registry        publish, version, path (digests checked), promote, rollback, pin, pause, requests
+Registry        publish, version, path (digests checked), promote, follow, rollback, pin, requests
 State           champion, challenger, previous, controls: one document under compare-and-swap
 Manifest        lineage, labels, input schema, metrics, digest of every file of a version
 Routing         which traffic a challenger sees: shadow, canary; Traffic is what servers counted
@@ -31,13 +31,15 @@ from .journal import Journal, Row
 from .lease import Lease
 from .lineage import Stretch, moment
 from .manifest import FileEntry, Manifest, ManifestDraft
-from .registry import Registry, Request, Version, open_registry
+from .registry import CHAMPION_MOVES, STEPS_KEPT, Registry, Request, Version, open_registry
 from .routing import MODES, Counts, Mode, Routing, Traffic
 from .state import Control, Move, State
 from .store import Store
 
 __all__ = [
+    "CHAMPION_MOVES",
     "MODES",
+    "STEPS_KEPT",
     "Conflict",
     "Control",
     "Corrupt",

@@ -47,6 +47,10 @@ log = logging.getLogger("driftd.registry")
 
 EVIDENCE, REQUESTS, COLLECTED = "evidence", "requests", "collected"
 REMEMBERED = 10_000  # rows back in the journal that an order's request id is looked for
+#: Journal rows of a change of who serves.
+CHAMPION_MOVES = ("promote", "follow", "rollback")
+#: Steps of a run that stay when they are passed over: a server may just be loading one.
+STEPS_KEPT = 3
 LEASE = "leader.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -240,25 +244,29 @@ class Registry:
     def collect(self, *, actor: str, spare: Collection[str | None] = ()) -> list[str]:
         """Remove old versions beyond ``keep``; never what an alias or the rollback chain needs.
 
-        ``spare``: versions that stay as well.
-
-        Their manifests stay, for the lineage of their descendants.
+        Steps of a run that `follow` passed over are not counted there: of them the newest
+        `STEPS_KEPT` stay. ``spare``: versions to leave alone, as somebody is at work on them.
+        Manifests stay, for the lineage of their descendants; a step's only where it has any.
         """
-        old = [version.id for version in self.versions()][: -self.config.keep]
+        versions = self.versions()
+        steps = [version.id for version in versions if _is_step(version.manifest)]
+        others = [version.id for version in versions if not _is_step(version.manifest)]
+        old = [*others[: -self.config.keep], *steps[:-STEPS_KEPT]]
 
         def change(state: State) -> State:
-            needed = {state.champion, state.challenger, *state.chain[-self.config.history :]}
-            needed.update(spare)
+            kept = state.chain[-self.config.history :]
+            needed = {state.champion, state.challenger, *kept, *spare}
             return replace(state, removed=tuple(v for v in old if v not in needed))
 
         removed = change(self.state()).removed
         if removed:
             # Said in the state first: from then on nobody can promote what is about to go.
-            reason = f"older than the newest {self.config.keep}"
+            reason = f"older than the newest {self.config.keep}, or passed over"
             removed = self._move("collected", actor, reason, change).removed
+        parents = self._parents() if set(removed) & set(steps) else set()
         for version in removed:
             document = self._store.read(f"{VERSIONS}/{version}/{MANIFEST}")
-            if document is not None:
+            if document is not None and (version not in steps or version in parents):
                 self._store.swap(f"{COLLECTED}/{version}.json", document.data, None)
             self._store.remove(f"{VERSIONS}/{version}")
             self._manifests.pop(version, None)
@@ -319,6 +327,31 @@ class Registry:
             )
 
         return self._move("promote", actor, reason, change, request_id)
+
+    def follow(
+        self, version: str, *, keep: bool, actor: str, reason: str, expect_champion: str
+    ) -> State:
+        """Let ``version`` serve in the place of the champion, as a further step of the same run.
+
+        ``keep``: the champion is proven, and a rollback returns to it; otherwise it was a step on
+        the way too and is passed over. Never forced: raises as `promote` does.
+        """
+        self.version(version)
+        self.signed_by(version)
+
+        def change(state: State) -> State:
+            if state.champion != expect_champion:
+                raise Conflict(f"the champion is {state.champion} now, not {expect_champion}")
+            if state.pinned:
+                raise PinnedError(
+                    f"{state.champion} is pinned ({state.pinned.reason}): unpin first"
+                )
+            if taken := self._taken_back(version, state):
+                raise Withdrawn(f"{version} is made from, or the same as, {taken}")
+            chain = (*state.chain, expect_champion) if keep else state.chain
+            return replace(state, champion=version, chain=chain[-self.config.history :])
+
+        return self._move("follow", actor, reason, change)
 
     def rollback(
         self,
@@ -531,7 +564,7 @@ class Registry:
         """
         when = moment(time) if isinstance(time, str) else time
         serving = None
-        for row in self.journal.rows(kinds=("promote", "rollback")):
+        for row in self.journal.rows(kinds=CHAMPION_MOVES):
             if moment(row.time) > when:
                 break
             serving = row
@@ -758,6 +791,13 @@ class Registry:
             yield manifest
             manifest = self._remembered(manifest.parent) if manifest.parent else None
 
+    def _parents(self) -> set[str | None]:
+        """Every version that another was made from, as far as manifests tell."""
+        gone = [name.removesuffix(".json") for name in self._store.names(COLLECTED)]
+        found = [version.manifest for version in self.versions()]
+        found += [manifest for id in gone if (manifest := self._remembered(id))]
+        return {manifest.parent for manifest in found}
+
     def _remembered(self, id: str) -> Manifest | None:
         """The manifest of a version that may be collected, or even unknown."""
         try:
@@ -798,7 +838,7 @@ class Registry:
         """The latest champion that may serve again; of those before the chain, the newest."""
         if state.champion not in tainted:
             raise Conflict(f"{state.champion} has learned nothing of that: nothing to take back")
-        moves = self.journal.rows(kinds=("promote", "rollback"))
+        moves = self.journal.rows(kinds=CHAMPION_MOVES)
         served = {row.fields.get("version") for row in moves}
         earlier = [version.id for version in self.versions() if version.id in served]
         barred = {*tainted, *state.withdrawn}
@@ -852,6 +892,10 @@ def check_file(id: str, file: Path, entry: FileEntry, sound: set[Sound] | None =
             "from a backup or roll back to another one",
             file,
         )
+
+
+def _is_step(manifest: Manifest) -> bool:
+    return "follows" in manifest.lineage
 
 
 def _number(id: str) -> int:

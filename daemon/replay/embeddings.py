@@ -25,6 +25,8 @@ from deploy.session import Head, Prediction, Session, read_head
 from registry.manifest import Manifest
 
 KEY_BYTES = 16
+#: Encoders whose embeddings are kept.
+TABLES = 8
 
 
 class EmbeddingStore:
@@ -46,9 +48,11 @@ class EmbeddingStore:
 
     def find(self, encoder: str, inputs: NDArray[Any], session: StoredSession) -> NDArray[Any]:
         """Embeddings float32 [n, d] of ``inputs`` [n]; ``session`` computes what is missing."""
-        if encoder not in self._tables:
-            self._tables[encoder] = _Table.read(self._path(encoder))
-        table = self._tables[encoder]
+        # The latest last: a table's versions each have an encoder of their own, and pass.
+        table = self._tables.pop(encoder, None) or _Table.read(self._path(encoder))
+        self._tables[encoder] = table
+        while len(self._tables) > TABLES:
+            del self._tables[next(iter(self._tables))]
         keys = keys_of(inputs)
         places = table.places(keys)
         missing = np.flatnonzero(places < 0)

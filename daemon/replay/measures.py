@@ -211,6 +211,7 @@ def _figures(
         "refreshes": sum(outcome.jobs.values()),
         "refreshes_by_rung": dict(outcome.jobs),
         "promotions": moves["promote"],
+        "follow_ups": moves["follow"],
         "rollbacks": moves["rollback"],
         "training_cpu_seconds": outcome.training_cpu_seconds,
         "loop_cpu_seconds": outcome.loop_cpu_seconds,

@@ -118,7 +118,8 @@ def _summary(found: Comparison) -> str:
         lines.append(
             f"driftd's ladder: {_percent(ours['accuracy'])}, {gain:+.1f} points against the frozen"
             f" model, for {ours['cost_cpu_seconds']:,.0f} CPU-seconds,"
-            f" {ours['promotions']} promotions and {ours['rollbacks']} rollbacks."
+            f" {ours['promotions']} promotions, {ours['follow_ups']:,} versions that followed them"
+            f" and {ours['rollbacks']} rollbacks."
         )
     lines.append(
         f"The target is an accuracy of {_percent(found.target)}: {escape(found.target_reason)}."
@@ -174,6 +175,8 @@ def _marks(found: Comparison, name: str, place: int) -> Iterable[Mark]:
                 text = f"{name}, event {seen:,}: alarm, {row.get('sentence', '')}"
                 yield Mark("alarm", seen, 0.0, text, place)
     for row in outcome.served[1:]:
+        if row["move"] == "follow":
+            continue  # one of many; with what they began, and what ended them, is marked
         kind = "rollback" if row["move"] == "rollback" else "promote"
         text = f"{name}, event {row['position']:,}: {row['version']} serves ({row['rung']})"
         yield Mark(kind, max(first, row["position"]), at(row["position"]), text, place)
@@ -184,6 +187,8 @@ def _decisions(found: Comparison) -> str:
     rows = []
     for name, outcome in found.outcomes.items():
         for row in outcome.served[1:]:
+            if row["move"] == "follow":
+                continue
             rows.append((row["position"], name, row["move"], f"{row['version']}: {row['reason']}"))
         for row in outcome.of_kind("incident-opened"):
             rows.append((row["position"], name, "incident", row.get("sentence", "")))
@@ -198,7 +203,7 @@ def _decisions(found: Comparison) -> str:
 def _policies(found: Comparison) -> str:
     heads = [
         "policy", "accuracy", "kappa", "kappa-temporal", "below target", "useful life",
-        "refreshes", "promotions", "rollbacks", "cost", "avoided", "forgotten",
+        "refreshes", "promotions", "followed", "rollbacks", "cost", "avoided", "forgotten",
     ]  # fmt: skip
     best = max(f["accuracy"] for f in found.figures.values())
     rows = []
@@ -214,6 +219,7 @@ def _policies(found: Comparison) -> str:
                 _life(f),
                 f"{f['refreshes']:,}",
                 f"{f['promotions']:,}",
+                f"{f['follow_ups']:,}",
                 f"{f['rollbacks']:,}",
                 "-" if f["cost_cpu_seconds"] is None else f"{f['cost_cpu_seconds']:,.1f}",
                 _avoided(f),

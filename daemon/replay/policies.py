@@ -190,9 +190,15 @@ class Policy:
         if self.kind in ("every", "at-alarm"):
             found = re.fullmatch(r"(every|at-alarm)(?::(\d+))?(?::([a-z]+))?", self.spec)
             assert found is not None
-            rung: Any = found[3] or "full"
+            rung: Any = found[3] or deepest(self.config)
             return Retrain(rung, int(found[2]) if found[2] else None)
         return Nobody()
+
+
+def deepest(config: Config) -> Rung:
+    """The rung that trains all there is to train: a table's ensemble has no layers."""
+    model = config.model
+    return "head" if model.task == "tabular" and model.table == "ensemble" else "full"
 
 
 def parse(specs: Sequence[str], config: Config) -> list[Policy]:
@@ -232,6 +238,8 @@ def _parse(spec: str, config: Config) -> Policy:
         if retrain[4] and retrain[4] not in TRAINED_RUNGS:
             rungs = ", ".join(TRAINED_RUNGS)
             raise PolicyError(f"{spec}: {retrain[4]} is not one of the trained rungs: {rungs}")
+        if retrain[4] not in (None, "head") and deepest(config) == "head":
+            raise PolicyError(f"{spec}: a table's ensemble has no layers to train; say head")
         ungated = _changed(passive, probation={"events": 0})
         return Policy(spec, spec, ungated, retrain[1].partition(":")[0])
     name, sign, path = spec.partition("=")

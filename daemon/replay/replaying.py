@@ -55,6 +55,8 @@ DECISIONS = (
     "recalled",
     "verdict",
     "probation-failed",
+    "learner-rejected",
+    "follow-ended",
     "new-class",
 )
 

@@ -130,7 +130,8 @@ MODEL = (
     ),
     Alert(
         "DriftdProbationLong",
-        f"max by ({BY}) (driftd_probation) == 1",
+        # A run of versions that follow the online head is on probation for as long as it lasts.
+        f"max by ({BY}) (driftd_probation) == 1 unless max by ({BY}) (driftd_following) == 1",
         "24h",
         "info",
         f"The probation of {_MODEL} does not end",

@@ -612,6 +612,12 @@ LIFE = dashboard(
                 steps=NEUTRAL,
             ),
             stat(
+                "Followed",
+                f"sum(increase({of('driftd_follow_ups_total')}[$__range])) or vector(0)",
+                "Versions in the time shown that followed the online head, within proven runs.",
+                steps=NEUTRAL,
+            ),
+            stat(
                 "Rollbacks",
                 f"sum(increase({of('driftd_rollbacks_total')}[$__range])) or vector(0)",
                 "In the time shown.",
@@ -689,6 +695,7 @@ LIFE = dashboard(
                 {
                     "canary's share": of("driftd_canary_share"),
                     "on probation": of("driftd_probation"),
+                    "following": of("driftd_following"),
                     "paused": of("driftd_paused"),
                     "pinned": of("driftd_pinned"),
                 },

@@ -526,7 +526,7 @@ def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
     assert (record[first].labelled, record[first].right) == (60, 0)
     assert loop.state.probation.test.events == 0
     assert loop.state.prequential.labelled == 0
-    assert not loop.repair._judge_probation()
+    assert not loop.repair._judge_probation(loop.champion)
 
     # And now what the twin answered: it is taken back within the batch that shows it.
     loop.take_in(batch_of(loop, range(100, 160), none))

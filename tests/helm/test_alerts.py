@@ -92,7 +92,9 @@ CASES = {
         {'driftd_rollbacks_total{cause="probation"}': "1x120"},
     ),
     "DriftdProbationLong": Case(
-        "25h", {"driftd_probation": "1x1500"}, {"driftd_probation": "1x1000 0x6 1x493"}
+        "25h",
+        {"driftd_probation": "1x1500", "driftd_following": "0x1500"},
+        {"driftd_probation": "1x1500", "driftd_following": "1x1500"},
     ),
     "DriftdQuarantine": Case(
         "10m", {"driftd_quarantine_cases": "0x5 1x5"}, {"driftd_quarantine_cases": "1x5 0x5"}
