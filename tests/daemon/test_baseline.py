@@ -63,6 +63,7 @@ def test_it_is_the_champion_until_another_serves_and_is_opened_once() -> None:
 
 
 def test_where_it_is_gone_the_daemon_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", logger="driftd.baseline")
     baseline = Baseline()
     baseline.version = "v0001"
 
