@@ -27,6 +27,7 @@ NOT_SETTINGS = frozenset(
         "DRIFTD_CA_FILE",
         "DRIFTD_CERT_FILE",
         "DRIFTD_CONFIG",
+        "DRIFTD_DATA",
         "DRIFTD_TOKEN",
         "DRIFTD_TOKEN_FILE",
         "DRIFTD_URL",
