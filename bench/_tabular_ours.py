@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.loop import MAX_EVENTS
 from learn.blas import one_blas_thread
 from learn.config import ModelConfig
 from learn.ensemble import TabularEnsemble
 from learn.past import Past
 from learn.random_features import Columns, RandomFeatures
 
-BLOCK = 64  # events handed over at once; the answers are those of one by one
+BLOCK = MAX_EVENTS  # handed over at once, as the daemon reads them; the answers are those of one by one
 # With delayed labels a block is answered before any of it is learned, so its events wait a little
 # longer than the delay.
 DELAYED_BLOCK = 20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bench import _tabular_peers as peers
-from bench._tabular_ours import Floats, Labels, Outcome, Setting, int8_agreement, run, structured
+from bench._tabular_ours import BLOCK, Floats, Labels, Outcome, Setting, int8_agreement, run, structured
 from bench.report import Row, row
 from bench.streams import NoData, table
 from learn.config import ModelConfig
@@ -66,7 +66,7 @@ def _real(name: str, target: str, x: Floats, y: Labels, seeds: tuple[int, ...]) 
         rate / forest.events_per_second,
         "times",
         ">= 10",
-        "events handed over 64 at a time; the answers are those of one by one",
+        f"events handed over {BLOCK} at a time; the answers are those of one by one",
     )
     single = run(x[:SINGLE_EVENTS], y[:SINGLE_EVENTS], Setting(), seeds[0], block=1)
     yield row(f"{name}: driftd, handed over one by one", single.events_per_second, "events/CPU-s")

@@ -76,6 +76,7 @@ class KafkaSource:
         self._topics = [config.topic, *([config.labels.topic] if config.labels else [])]
         self._group = group
         self._link = _Link(", ".join(config.bootstrap_servers))
+        self._assignor = _Assignor()
         self._consumer: Any = None
         self._connecting: threading.Thread | None = None
         self._made = threading.Event()
@@ -282,7 +283,7 @@ class KafkaSource:
             if path is not None:
                 path.open("rb").close()
         # A partition that stays is read on while others move; eager is what others may expect.
-        cooperative = {"partition_assignment_strategy": [CooperativeStickyAssignor]}
+        cooperative = {"partition_assignment_strategy": [self._assignor]}
         return {
             "group_id": self._group,
             "group_instance_id": config.instance_id,
@@ -470,6 +471,17 @@ class KafkaSource:
             self._committed[partition.topic, partition.partition] = offset.offset
 
 
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """KIP-429's, which forgets what a member has lost.
+
+    A member tells the group which partitions it owns; the client goes on naming those that it lost
+    with its session. Whoever should get one of them then waits for a revocation that never comes.
+    """
+
+    def lose(self) -> None:
+        self.member_assignment = None
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     """Seeks to the checkpoint's positions; runs on the client's I/O thread, inside `poll`."""
 
@@ -496,6 +508,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_lost(self, lost: Iterable[Any]) -> None:
         self._gone(lost)
+        self._source._assignor.lose()
         log.warning("partitions lost to another member of the group: %s", _listed(lost))
 
     def _gone(self, partitions: Iterable[Any]) -> None:

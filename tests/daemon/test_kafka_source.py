@@ -14,13 +14,14 @@ pytest.importorskip("kafka")
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 from pydantic import SecretStr
 
 from daemon.decode import Decoder, Reason
 from daemon.decode_labels import LabelDecoder
 from daemon.events import Rejected
 from daemon.sources import SourceError
-from daemon.sources.kafka import KafkaSource, probe
+from daemon.sources.kafka import KafkaSource, _Listener, probe
 from daemon.stream_config import EventsConfig, FieldsConfig, KafkaSourceConfig
 
 Event = Callable[[int], bytes]
@@ -41,6 +42,18 @@ def make(
     )
     decoder = Decoder(FieldsConfig(), EventsConfig())
     return KafkaSource(config, decoder, group=group or f"g-{topic}")
+
+
+def test_what_was_lost_with_the_session_is_no_longer_claimed() -> None:
+    source = make("127.0.0.1:1", "t", {})
+    owned = {TopicPartition("t", number) for number in (0, 2)}
+    source._assignor.on_assignment(ConsumerProtocolAssignment(1, [("t", [0, 2])], b""), 1)
+    (claim,) = source._assignor.metadata({"t"}).owned_partitions
+    assert claim.partitions == [0, 2]
+    _Listener(source).on_partitions_lost(owned)
+    # Were they claimed, whoever gets them would wait for us to give them back.
+    assert source._assignor.metadata({"t"}).owned_partitions == []
+    assert source.moves() == (set(), {("t", 0), ("t", 2)})
 
 
 class Reading:
