@@ -7,7 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from bench import _tabular_peers as peers
-from bench._tabular_ours import BLOCK, Floats, Labels, Outcome, Setting, int8_agreement, run, structured
+from bench._tabular_ours import (
+    BLOCK,
+    Floats,
+    Labels,
+    Outcome,
+    Setting,
+    int8_agreement,
+    run,
+    structured,
+)
 from bench.report import Row, row
 from bench.streams import NoData, table
 from learn.config import ModelConfig

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
-from scipy.linalg.blas import dsymm, dsyrk
+from scipy.linalg.blas import dsymm, dsyrk, dtrsm
+from scipy.linalg.lapack import dpotrf
 
 Arrays = dict[str, NDArray[np.generic]]
 Floats = NDArray[np.float64]
@@ -62,14 +62,15 @@ class RecursiveLeastSquares:
         # An event that is j younger counts forgetting^-j as much: its noise is that much smaller.
         joint = x @ projected
         joint[np.diag_indices(n)] += self.forgetting ** np.arange(1, n + 1)
-        lower = np.linalg.cholesky(joint)
-        white = solve_triangular(lower, y - x @ self.weight, lower=True, check_finite=False)
-        gain = solve_triangular(lower, projected.T, lower=True, check_finite=False)
-        self.weight += gain.T @ white
+        # Called directly, and in Fortran order all along: scipy's own wrappers cost as much again.
+        lower, failed = dpotrf(joint.T, lower=1, overwrite_a=1)
+        if failed:
+            raise np.linalg.LinAlgError("the covariance of a block is not positive definite")
+        white = dtrsm(1.0, lower, y - x @ self.weight, lower=1)
+        gain = dtrsm(1.0, lower, projected, side=1, trans_a=1, lower=1, overwrite_b=1)
+        self.weight += gain @ white
         less = 1 / self.forgetting**n
-        self.covariance = dsyrk(
-            -less, gain, beta=less, c=self.covariance, trans=1, lower=1, overwrite_c=1
-        )
+        self.covariance = dsyrk(-less, gain, beta=less, c=self.covariance, lower=1, overwrite_c=1)
         mean = float(np.trace(self.covariance)) / d
         if mean > MOST / self.prior:
             self.covariance *= MOST / self.prior / mean
