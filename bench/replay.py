@@ -1,14 +1,15 @@
 """Replays of real streams: accuracy, cost and useful life of frozen, retraining and the ladder.
 
 ``--only elec2`` runs one stream and keeps the figures of the others. An interrupt (Ctrl-C) ends a
-stream with the policies that are finished; the next run resumes it from ``.cache/bench/replay``. A
-stream is timed at its own pace where its data tell it, else at an event a second. ``--only speed``
-measures the loop alone.
+stream with the policies that are finished; the next run of the same code resumes it from
+``.cache/bench/replay``. A stream is timed at its own pace where its data tell it, else at an event
+a second. ``--only speed`` measures the loop alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,7 +22,8 @@ from bench.streams import NoData
 from daemon.config import Config
 from daemon.replay import Replay, measure, parse, read
 
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bench" / "replay"
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "bench" / "replay"
 POLICIES = ("frozen", "ladder", "online", "every:1000:head", "at-alarm")
 NEAR_BEST, SHARE_OF_COST, LONGER_LIFE, NO_WORSE = -0.3, 1 / 3, 3.0, -0.2
 QUICK_EVENTS = 3_000
@@ -49,10 +51,20 @@ def stream(name: str, quick: bool) -> Iterator[Row]:
     yield from judged(name, make().drifts, figures)
 
 
+def _code() -> str:
+    """What tells this code from any other: its results are not those of another."""
+    digest = hashlib.sha256()
+    for room in ("bench", "daemon", "deploy", "drift", "learn", "registry"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def replayed(
-    name: str, stream: Stream, policies: Sequence[str] = POLICIES, place: Path = CACHE
+    name: str, stream: Stream, policies: Sequence[str] = POLICIES, place: Path | None = None
 ) -> dict[str, Any]:
     """The figures of each policy on the stream."""
+    place = place or CACHE / _code()
     path = place / f"{name}.jsonl"
     if not path.exists():
         stream.write(path)

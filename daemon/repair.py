@@ -858,7 +858,7 @@ class Repair:
             metrics=result.metrics,
             lineage=result.lineage,
         )
-        version = self.registry.publish(folder, draft, actor=self.actor)
+        version = self.registry.publish(folder, draft, actor=self.actor, given=True)
         if champion is None:
             reason = f"first version, from {result.examples} events"
             self.registry.promote(version.id, actor=self.actor, reason=reason)
@@ -1317,7 +1317,7 @@ class Repair:
             metrics=metrics,
             lineage={**origin, "excluded": [stretch.as_dict() for stretch in self._excluded()]},
         )
-        version = self.registry.publish(folder, draft, actor=self.actor).id
+        version = self.registry.publish(folder, draft, actor=self.actor, given=True).id
         shutil.rmtree(folder, ignore_errors=True)
         step = self._open(version)
         step.step = True

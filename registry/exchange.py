@@ -93,7 +93,7 @@ def import_version(
         }
         values = manifest.model_dump(include=set(ManifestDraft.model_fields))
         values |= {"parent": None, "lineage": {**manifest.lineage, "imported_from": origin}}
-        return registry.publish(clean, ManifestDraft(**values), actor=actor)
+        return registry.publish(clean, ManifestDraft(**values), actor=actor, given=True)
 
 
 def _make_model(client: Any, model: str) -> None:

@@ -96,11 +96,14 @@ class Registry:
 
     # ---------------------------------------------------------------- versions
 
-    def publish(self, folder: Path, draft: ManifestDraft, *, actor: str) -> Version:
+    def publish(
+        self, folder: Path, draft: ManifestDraft, *, actor: str, given: bool = False
+    ) -> Version:
         """Make the files in ``folder`` a version, whole and durable, and number it.
 
-        Files that an earlier version has already are shared with it. Raises `Invalid` for file
-        names that are none, `StorageError` if the disk says no; nothing is half published.
+        Files that an earlier version has already are shared with it. ``given``: the registry may
+        keep the files themselves, not copies, and nobody writes them again. Raises `Invalid` for
+        file names that are none, `StorageError` if the disk says no; nothing is half published.
         """
         signer = self.signer()
         sources = sorted(path for path in folder.iterdir() if path.is_file())
@@ -112,7 +115,7 @@ class Registry:
             for source in sources:
                 if source.name in RESERVED or not _NAME.fullmatch(source.name):
                     raise Invalid(f"{source.name!r} cannot be a file of a version")
-                digest, size = stage.add(source.name, source, twins)
+                digest, size = stage.add(source.name, source, twins, given)
                 files[source.name] = FileEntry(sha256=digest, size=size)
             number = self._next_number()
             while True:

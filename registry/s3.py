@@ -365,7 +365,9 @@ class _S3Stage:
         self._store = store
         self._files: dict[str, _File] = {}
 
-    def add(self, name: str, source: Path, twins: Mapping[tuple[str, int], str]) -> tuple[str, int]:
+    def add(
+        self, name: str, source: Path, twins: Mapping[tuple[str, int], str], given: bool
+    ) -> tuple[str, int]:
         source = source.resolve()
         digest, size = sha256(source), source.stat().st_size
         key, copy_of = f"{self.place}/{name}", None

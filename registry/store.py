@@ -24,8 +24,8 @@ from .durable import (
     is_sound,
     make_folder,
     replace_file,
-    sha256,
     sync_folder,
+    take_file,
     write_file,
 )
 from .errors import explained
@@ -34,6 +34,7 @@ from .log import Entry, Log, Torn
 
 VERSIONS = "versions"  # folders are published in this one
 READ_ONLY = 0o444  # the kernel takes the umask off
+_SPARE = ".twin"  # no file of a version begins with a dot
 _MANY_FILES = 1000  # remembered as sound; a version has about eight
 _FULL_FOLDER = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -49,10 +50,13 @@ class Document:
 class Stage(Protocol):
     """A folder in the making. Nobody sees it before `commit`; leaving it uncommitted undoes it."""
 
-    def add(self, name: str, source: Path, twins: Mapping[tuple[str, int], str]) -> tuple[str, int]:
+    def add(
+        self, name: str, source: Path, twins: Mapping[tuple[str, int], str], given: bool
+    ) -> tuple[str, int]:
         """Take in a file; its SHA-256 and size.
 
         ``twins`` names published files by (SHA-256, size): the store may share their bytes.
+        ``given``: it may keep the file itself, which nobody writes again.
         """
 
     def write(self, name: str, data: bytes) -> None:
@@ -282,18 +286,22 @@ class _LocalStage:
         self._place = place
         self._sound = sound
 
-    def add(self, name: str, source: Path, twins: Mapping[tuple[str, int], str]) -> tuple[str, int]:
+    def add(
+        self, name: str, source: Path, twins: Mapping[tuple[str, int], str], given: bool
+    ) -> tuple[str, int]:
         target = self._place / name
-        size = source.stat().st_size
-        if any(size == twin_size for _, twin_size in twins):  # else reading it twice is a waste
-            own = self._published_already(source, twins)
-            if own is not None and self._link(self._root / own[1], target, own[0]):
-                return own[0], size
-            digest = sha256(source.resolve())
-            twin = twins.get((digest, size))
-            if twin is not None and self._link(self._root / twin, target, digest):
-                return digest, size
-        return copy_file(source, target, READ_ONLY)
+        own = self._published_already(source, twins)
+        if own is not None and self._link(self._root / own[1], target, own[0]):
+            return own[0], source.stat().st_size
+        taken = take_file(source, target, READ_ONLY) if given else None
+        if taken is not None:
+            digest, size = taken, target.stat().st_size
+        else:
+            digest, size = copy_file(source, target, READ_ONLY)
+        twin, spare = twins.get((digest, size)), self._place / _SPARE
+        if twin is not None and self._link(self._root / twin, spare, digest):
+            os.replace(spare, target)
+        return digest, size
 
     def write(self, name: str, data: bytes) -> None:
         write_file(self._place / name, data, READ_ONLY)

@@ -65,6 +65,49 @@ def test_a_decayed_twin_is_not_shared(registry: Registry, publish: Publish) -> N
 
 
 @on_both
+def test_files_that_were_given_are_published_whole(registry: Registry, tmp_path: Path) -> None:
+    draft = ManifestDraft(strategy="s", rung="head", task="text", labels=[])
+    for name, own in (("one", "1"), ("two", "2")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "big").write_text("same" * 1000)
+        (folder / "own").write_text(own)
+        registry.publish(folder, draft, actor="test", given=True)
+    found = [registry.path(id, verify=True) for id in ("v0001", "v0002")]
+    assert [(path / "own").read_text() for path in found] == ["1", "2"]
+    assert [(path / "big").read_text() for path in found] == ["same" * 1000] * 2
+    assert {path.name for path in found[1].iterdir()} == {"big", "own", "manifest.json"}
+
+
+def test_a_given_file_is_not_copied(registry: Registry, tmp_path: Path) -> None:
+    draft = ManifestDraft(strategy="s", rung="head", task="text", labels=[])
+    folder, elsewhere = tmp_path / "made", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.write_text("somebody else's")
+    (folder / "own").write_text("ours alone")
+    (folder / "linked").hardlink_to(elsewhere)
+    (folder / "symbolic").symlink_to(elsewhere)
+    published = registry.path(registry.publish(folder, draft, actor="test", given=True).id)
+    assert (published / "own").samefile(folder / "own")
+    assert (published / "own").stat().st_mode & 0o777 == 0o444
+    for name in ("linked", "symbolic"):  # whoever has them may write them again
+        assert not (published / name).samefile(elsewhere)
+        assert (published / name).read_text() == "somebody else's"
+
+
+def test_a_given_file_that_is_published_already_shares_its_bytes(
+    registry: Registry, publish: Publish, tmp_path: Path
+) -> None:
+    first = registry.path(publish(big="same" * 1000))
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "big").write_text("same" * 1000)
+    draft = ManifestDraft(strategy="s", rung="head", task="text", labels=[])
+    second = registry.path(registry.publish(folder, draft, actor="test", given=True).id)
+    assert (first / "big").samefile(second / "big")
+
+
+@on_both
 def test_files_that_cannot_be_published_are_invalid(registry: Registry, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
