@@ -7,7 +7,6 @@ changed module would give. Needs onnx, not torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +104,15 @@ def _write_in_place(graph: Path, patched: Sequence[Any], out: Path) -> bool:
 
     Twice as fast as writing the message anew.
     """
-    data = bytearray(graph.read_bytes())
-    try:
-        places = tensor_places(BytesIO(data), len(data), [tensor.name for tensor in patched])
-    except (ValueError, IndexError):
-        return False
+    data = bytearray(graph.stat().st_size)
+    with graph.open("rb") as file:
+        try:
+            places = tensor_places(file, len(data), [tensor.name for tensor in patched])
+        except (ValueError, IndexError):
+            return False
+        file.seek(0)
+        if file.readinto(data) != len(data):
+            return False
     for tensor in patched:
         start, end = places.get(tensor.name, (0, -1))
         if end - start != len(tensor.raw_data):
