@@ -233,7 +233,6 @@ def test_one_whose_disk_is_gone_takes_its_part_again(
             assert process.stop() == 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_killed_and_one_frozen_of_three(group: Group, broker: Any, table: Rows) -> None:
     events = table(3000, seed=31)
