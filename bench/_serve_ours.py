@@ -355,7 +355,8 @@ def text(folder: Path, quick: bool) -> Text:
     export_onnx(model.module, preprocess().sample(2).feeds(), fp32)
     quantize_int8(fp32, int8)
     # As the trainer does: a head is fitted to the embeddings of the file that will serve.
-    served = Session(int8, preprocess(), labels, found).predict(train).embeddings
+    first = Head(found.weight, found.bias)
+    served = Session(int8, preprocess(), labels, first).predict(train).embeddings
     found = fit_softmax(served, y, None, len(labels), l2)
     patch_head(int8, found.weight, found.bias, int8)
     base = folder / "base"

@@ -9,16 +9,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config
-from daemon.dead_letters import open_dead_letters
 from daemon.evidence import Tally
 from daemon.following import Met
-from daemon.loop import Loop
-from daemon.sources import open_source
-from daemon.trainer import Trainer
 from learn.examples import Examples
-from registry import open_registry
+from tests.daemon.loops import loop_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -56,14 +51,7 @@ def config(tmp_path):
 
 
 def make_loop(config):
-    loop = Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
+    loop = loop_of(config)
     loop.start()
     return loop
 

@@ -20,14 +20,9 @@ import pytest
 pytest.importorskip("kafka")
 pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
 
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config
-from daemon.dead_letters import open_dead_letters
 from daemon.decode import Reason
-from daemon.loop import Loop
-from daemon.sources import open_source
-from daemon.trainer import Trainer
-from registry import open_registry
+from tests.daemon.loops import loop_of
 
 LIMIT = 20_000  # bytes of a record
 KEPT = 1_000  # of a refused one in its letter
@@ -183,14 +178,7 @@ def test_no_record_stops_the_loop_and_each_is_learned_or_refused_with_its_reason
     chance = random.Random(count)
     made = [record(chance, n, task) for n in range(count)]
 
-    loop = Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
+    loop = loop_of(config)
     loop.start()
     quiet = time.monotonic()
     produced = 0

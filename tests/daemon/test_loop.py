@@ -10,22 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from daemon.checkpoint import CheckpointStore
 from daemon.cli.app import run
 from daemon.config import Config
-from daemon.dead_letters import DeadLetterError, open_dead_letters
+from daemon.dead_letters import DeadLetterError
 from daemon.events import EventBatch
 from daemon.gate import Trial
 from daemon.guard import Finding
-from daemon.loop import Loop
 from daemon.policy import Attempt, Incident
 from daemon.policy_config import CanaryConfig
 from daemon.reproduce import CannotReproduce, reproduce
 from daemon.served import Opinion
 from daemon.sources import open_source
 from daemon.state import State
-from daemon.trainer import Trainer
-from registry import Counts, ManifestDraft, Stretch, Traffic, Withdrawn, open_registry
+from registry import Counts, ManifestDraft, Stretch, Traffic, Withdrawn
+from tests.daemon.loops import loop_of
 
 TURN = 1500
 
@@ -77,19 +75,8 @@ def config(tmp_path, stream):
     )
 
 
-def make_loop(config):
-    return Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
-
-
 def test_drift_is_noticed_repaired_proven_and_promoted(config, tmp_path):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     loop.close("the test is over")
@@ -117,7 +104,7 @@ def test_drift_is_noticed_repaired_proven_and_promoted(config, tmp_path):
     assert 100 < worth["events"] < 320
     assert worth["frozen"] + 0.2 < worth["champion"]
     assert 'driftd_baseline_accuracy{model="model",of="frozen"} 0.' in exposition
-    again = make_loop(config)
+    again = loop_of(config)
     again.start()
     assert again.status()["baseline"] == worth
     again.close("the test is over")
@@ -125,7 +112,7 @@ def test_drift_is_noticed_repaired_proven_and_promoted(config, tmp_path):
 
 def test_the_old_version_comes_back_with_its_regime(config, tmp_path):
     write_stream(tmp_path, 4000)
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     loop.close("the test is over")
@@ -147,7 +134,7 @@ def test_the_old_version_comes_back_with_its_regime(config, tmp_path):
 
 def test_an_alarm_is_explained_long_after(config, tmp_path, capsys):
     write_stream(tmp_path, 4600, back=3800)
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     told = [d["sentence"] for d in loop.status()["drift"]["distances"]]
@@ -179,7 +166,7 @@ def test_an_alarm_is_explained_long_after(config, tmp_path, capsys):
 
 
 def test_an_operators_move_counts_even_in_the_turn_of_the_daemons_own(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.state.events < TURN or not loop.repair.trainer.running:
         loop.step()
@@ -201,7 +188,7 @@ def test_an_operators_move_counts_even_in_the_turn_of_the_daemons_own(config):
 
 
 def test_the_head_is_refitted_as_the_regime_grows(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     loop.close("the test is over")
@@ -217,7 +204,7 @@ def test_the_head_is_refitted_as_the_regime_grows(config):
 
 
 def test_drift_comes_before_an_improvement(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while not [row for row in loop.registry.journal.rows() if row.kind == "alarm"]:
         loop.step()
@@ -234,7 +221,7 @@ def test_drift_comes_before_an_improvement(config):
 
 
 def test_one_improvement_at_a_time(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None or loop.state.incident:
         loop.step()
@@ -259,7 +246,7 @@ def test_one_improvement_at_a_time(config):
 
 
 def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):
-    first = make_loop(config)
+    first = loop_of(config)
     first.start()
     while first.state.events < 1000:
         first.step()
@@ -268,7 +255,7 @@ def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):
     # No orderly end: the process is gone. What it read after the checkpoint is read again.
     first.step()
     first.source.close()
-    second = make_loop(config)
+    second = loop_of(config)
     second.start()
     assert second.state.events == at
     assert second.state.prequential.right == right
@@ -280,7 +267,7 @@ def test_a_restart_goes_on_where_the_checkpoint_was_taken(config):
 
 
 def test_a_batch_that_failed_half_way_is_not_half_counted_after_the_restart(config, monkeypatch):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None or loop.state.events < 900:
         loop.step()
@@ -291,7 +278,7 @@ def test_a_batch_that_failed_half_way_is_not_half_counted_after_the_restart(conf
         loop.run(threading.Event())
     assert loop.state.prequential.labelled > labelled
     loop.close("ZeroDivisionError")
-    again = make_loop(config)
+    again = loop_of(config)
     again.start()
     assert (again.state.events, again.state.prequential.labelled) == (at, labelled)
     again.run(threading.Event())
@@ -314,15 +301,7 @@ class JumpingClock:
 def test_a_clock_that_jumps_loses_no_event_and_stops_no_repair(config):
     source = open_source(config)
     clock = JumpingClock()
-    loop = Loop(
-        config,
-        open_registry(config.registry, create=True),
-        source,
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-        clock=clock,
-    )
+    loop = loop_of(config, source=source, clock=clock)
     loop.start()
     jumps = iter([1e7, -1e7, 3e8, -3e8] * 10_000)
     while not (source.ended and not loop.busy):
@@ -334,7 +313,7 @@ def test_a_clock_that_jumps_loses_no_event_and_stops_no_repair(config):
 
 
 def test_operators_are_obeyed(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None:
         loop.step()
@@ -355,7 +334,7 @@ def test_operators_are_obeyed(config):
 
 
 def test_a_poisoned_stretch_is_forgotten_for_good(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None or loop.state.incident or loop.state.events < 700:
         loop.step()
@@ -380,7 +359,7 @@ def test_a_poisoned_stretch_is_forgotten_for_good(config):
     # A restart remembers it, and an old event that is read again is not taken in.
     loop.checkpoint()
     loop.close("the test is over")
-    again = make_loop(config)
+    again = loop_of(config)
     again.start()
     assert again.state.memory.excluded == ((topic, 0, start, end),)
     before = len(again.state.memory)
@@ -390,7 +369,7 @@ def test_a_poisoned_stretch_is_forgotten_for_good(config):
 
 
 def test_what_an_operator_took_back_is_neither_recalled_nor_promoted_again(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None or loop.state.events < 600:
         loop.step()
@@ -419,7 +398,7 @@ def test_what_an_operator_took_back_is_neither_recalled_nor_promoted_again(confi
 
 
 def test_reading_pauses_while_dead_letters_cannot_be_delivered(config, monkeypatch):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     letters = loop.dead_letters
 
@@ -441,7 +420,7 @@ def test_a_version_is_made_again_from_its_lineage_while_its_events_are_kept(
     memory = config.memory.model_copy(update={"recent": 1500, "replay": 0})
     learn = config.learn.model_copy(update={"replay": 0})
     config = config.model_copy(update={"memory": memory, "learn": learn})
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     loop.close("the test is over")
@@ -504,7 +483,7 @@ def twin_of(loop, version, tmp_path):
 
 
 def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None:
         loop.step()
@@ -548,7 +527,7 @@ def test_a_late_label_counts_for_the_version_that_answered(config, tmp_path):
 
 
 def test_an_operator_decides_about_labels_that_are_held(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None:
         loop.step()
@@ -575,7 +554,7 @@ def test_an_operator_decides_about_labels_that_are_held(config):
 
 def test_what_passed_the_gate_climbs_a_canary_and_is_promoted_after_it(config, tmp_path):
     gate = config.gate.model_copy(update={"canary": CanaryConfig(steps=(10, 50))})
-    loop = make_loop(config.model_copy(update={"gate": gate}))
+    loop = loop_of(config.model_copy(update={"gate": gate}))
     loop.start()
     while loop.champion is None:
         loop.step()
@@ -609,7 +588,7 @@ def test_what_passed_the_gate_climbs_a_canary_and_is_promoted_after_it(config, t
     # A restart from the checkpoint: the step begins anew, under a routing of its own.
     loop.checkpoint()
     before = registry.routing().generation
-    again = make_loop(loop.config)
+    again = loop_of(loop.config)
     again.start()
     assert again.state.canary.share == registry.routing().share == 50
     assert again.state.canary.generation == registry.routing().generation > before
@@ -629,7 +608,7 @@ def test_what_passed_the_gate_climbs_a_canary_and_is_promoted_after_it(config, t
 
 def test_a_canary_that_fails_requests_goes_back(config, tmp_path):
     gate = config.gate.model_copy(update={"canary": CanaryConfig(steps=(10, 50))})
-    loop = make_loop(config.model_copy(update={"gate": gate}))
+    loop = loop_of(config.model_copy(update={"gate": gate}))
     loop.start()
     while loop.champion is None:
         loop.step()
@@ -654,7 +633,7 @@ def test_a_canary_that_fails_requests_goes_back(config, tmp_path):
 
 
 def test_a_champion_that_is_back_knows_what_was_normal_for_it(config, tmp_path):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while not loop.state.watch.armed:
         loop.step()
@@ -679,7 +658,7 @@ def test_a_champion_that_is_back_knows_what_was_normal_for_it(config, tmp_path):
 def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypatch):
     gone = {"rungs": ("recall",), "online_head": False, "patience_events": 0}
     policy = config.policy.model_copy(update=gone)
-    loop = make_loop(config.model_copy(update={"policy": policy}))
+    loop = loop_of(config.model_copy(update={"policy": policy}))
     alarm, seen = loop.repair.alarm, []
     monkeypatch.setattr(loop.repair, "alarm", lambda d, o, e: (seen.append((d, o)), alarm(d, o, e)))
     loop.start()
@@ -702,7 +681,7 @@ def test_what_no_rung_repaired_is_still_owed_at_the_next_alarm(config, monkeypat
 
 def under_repair(config):
     """A loop whose champion has answered events, and a diagnosis of a drift."""
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     while loop.champion is None or loop.state.events < 900:
         loop.step()

@@ -7,25 +7,20 @@ import numpy as np
 import pytest
 
 from daemon.awaiting import Awaiting
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config
-from daemon.dead_letters import open_dead_letters
 from daemon.decode import Decoder, Reason, Records
 from daemon.evidence import PairedTest, Tally
 from daemon.gate import Trial
-from daemon.loop import Loop
 from daemon.online import OnRows
 from daemon.policy_config import GateConfig
 from daemon.residuals import Residuals
 from daemon.served import Opinion
-from daemon.sources import open_source
 from daemon.stream_config import EventsConfig, FieldsConfig
-from daemon.trainer import Trainer
 from daemon.undeclared import look, with_features
 from deploy.session import Session
 from drift import Observations
 from learn.number_scale import NumberScale, errors
-from registry import open_registry
+from tests.daemon.loops import loop_of
 
 TURN, ROWS = 900, 2600
 
@@ -205,14 +200,7 @@ def config(tmp_path):
 
 def make_loop(config):
     config = with_features(config, look(config).features)
-    return Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
+    return loop_of(config)
 
 
 def test_a_number_is_learned_watched_repaired_served_and_goes_on(config, tmp_path):

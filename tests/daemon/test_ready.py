@@ -13,14 +13,10 @@ import pytest
 
 pytest.importorskip("torch", reason="pip install 'driftd[daemon]'")
 
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config
-from daemon.dead_letters import open_dead_letters
 from daemon.looks import BURST, TELL_SECONDS, Looks
 from daemon.loop import Loop
-from daemon.sources import open_source
-from daemon.trainer import Trainer
-from registry import open_registry
+from tests.daemon.loops import loop_of
 
 ROWS = 2600
 
@@ -56,14 +52,7 @@ def make(tmp_path: Path, looks: float) -> Loop:
             "checkpoint": {"path": str(tmp_path / "state"), "ledger": True},
         }
     )
-    return Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
+    return loop_of(config)
 
 
 def first_version(loop: Loop) -> int:

@@ -10,17 +10,12 @@ pytest.importorskip("river")
 
 from river import forest
 
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config, ConfigError
-from daemon.dead_letters import open_dead_letters
-from daemon.loop import Loop
 from daemon.replay import PolicyError, Replay, parse, read
 from daemon.rivals import Rivals
-from daemon.sources import open_source
-from daemon.trainer import Trainer
 from learn.config import FeatureConfig, ModelConfig
 from learn.river_model import RiverModel
-from registry import open_registry
+from tests.daemon.loops import loop_of
 
 WARM_UP, TURN, ROWS = 300, 600, 1100
 
@@ -58,17 +53,6 @@ def config(tmp_path):
     )
 
 
-def make_loop(config):
-    return Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
-
-
 def test_it_answers_as_river_itself_does():
     random = np.random.default_rng(0)
     inputs = np.empty(200, [("x", "<f8"), ("kind", "O")])
@@ -88,7 +72,7 @@ def test_it_answers_as_river_itself_does():
 
 
 def test_rivals_are_counted_beside_the_champion_and_never_serve(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     status = loop.status()["rivals"]
@@ -106,7 +90,7 @@ def test_rivals_are_counted_beside_the_champion_and_never_serve(config):
     assert f'rival="{tree}"'.encode() in loop.metrics.exposition()
     loop.close("the test is over")
 
-    again = make_loop(config)
+    again = loop_of(config)
     again.start()
     after = again.status()["rivals"]
     assert after == status
@@ -127,7 +111,7 @@ def test_a_number_has_rivals_compared_by_their_scores(config, tmp_path):
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
     settings = config.model_dump()
     settings["model"] |= {"target": "number"}
-    loop = make_loop(Config.model_validate(settings))
+    loop = loop_of(Config.model_validate(settings))
     loop.start()
     loop.run(threading.Event())
     found = loop.status()["rivals"]["river:hoeffding-adaptive-tree"]

@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from daemon.checkpoint import CheckpointStore
 from daemon.config import Config
-from daemon.dead_letters import open_dead_letters
-from daemon.loop import Loop
 from daemon.online import OnRows
 from daemon.served import Served
-from daemon.sources import open_source
-from daemon.trainer import Trainer
-from registry import open_registry
+from tests.daemon.loops import loop_of
 
 TURN = 700
 
@@ -54,19 +49,8 @@ def config(tmp_path):
     )
 
 
-def make_loop(config):
-    return Loop(
-        config,
-        open_registry(config.registry, create=True),
-        open_source(config),
-        open_dead_letters(config),
-        checkpoints=CheckpointStore(config.checkpoint.path / "checkpoints"),
-        trainer=Trainer(config.checkpoint.path / "jobs", config.trainer),
-    )
-
-
 def test_the_online_ensemble_is_served_after_the_gate_and_goes_on_after_a_restart(config):
-    loop = make_loop(config)
+    loop = loop_of(config)
     loop.start()
     loop.run(threading.Event())
     state = loop.state
@@ -91,7 +75,7 @@ def test_the_online_ensemble_is_served_after_the_gate_and_goes_on_after_a_restar
     expected = online.judge(inputs, np.empty((len(inputs), 0), np.float32))
     loop.close("the test is over")
 
-    again = make_loop(config)
+    again = loop_of(config)
     again.start()
     assert isinstance(again.state.online, OnRows)
     answers = again.state.online.judge(inputs, np.empty((len(inputs), 0), np.float32))
