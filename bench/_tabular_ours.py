@@ -18,9 +18,8 @@ from learn.ensemble import TabularEnsemble
 from learn.past import Past
 from learn.random_features import Columns, RandomFeatures
 
-BLOCK = (
-    MAX_EVENTS  # handed over at once, as the daemon reads them; the answers are those of one by one
-)
+# Events handed over at once, as the daemon reads them; the answers are those of one by one.
+BLOCK = MAX_EVENTS
 # With delayed labels a block is answered before any of it is learned, so its events wait a little
 # longer than the delay.
 DELAYED_BLOCK = 20

@@ -6,7 +6,6 @@ only, chosen by a hash of their id, as a version with another encoder costs a se
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from daemon.checkpoint import Arrays, prefixed, under
 from daemon.prequential import RECENT, Prequential
+from daemon.sampling import unit_hash
 from daemon.served import Answer, Served, right
 from deploy.errors import LoadError
 from learn.number_scale import NumberScale
@@ -50,7 +50,7 @@ class Baseline:
 
         truth: [n], see `State.read_labels`. opened: opens a version.
         """
-        chosen = np.flatnonzero([_hash(name) < share for name in ids])
+        chosen = np.flatnonzero([unit_hash("baseline", name) < share for name in ids])
         if not len(chosen) or self.version is None or self._lost:
             return
         inputs, answer, truth = inputs[chosen], answer.take(chosen), truth[chosen]
@@ -101,8 +101,3 @@ class Baseline:
         for who, score in self._scores.items():
             if found := under(who, arrays):
                 score.restore(found)
-
-
-def _hash(name: str) -> float:
-    digest = hashlib.blake2b(f"baseline:{name}".encode("utf-8", "surrogatepass"), digest_size=4)
-    return int.from_bytes(digest.digest(), "little") / 2**32

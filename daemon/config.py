@@ -118,6 +118,12 @@ class Config(Section):
             raise DisagreementError(found)
         return self
 
+    @property
+    def checkpoint_name(self) -> str | None:
+        """Whose checkpoints they are in the registry's store, where anything says so."""
+        member = self.source.instance_id if isinstance(self.source, KafkaSourceConfig) else None
+        return self.checkpoint.name or member
+
 
 def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
     letters, source = config.dead_letters, config.source
@@ -158,8 +164,7 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
                 ("checkpoint", "ledger"),
                 "needs a folder that survives (checkpoint.store: folder)",
             )
-        member = source.instance_id if isinstance(source, KafkaSourceConfig) else None
-        if config.sharing.enabled and not (config.checkpoint.name or member):
+        if config.sharing.enabled and not config.checkpoint_name:
             yield ("checkpoint", "name"), "is needed, one for each of the daemons that share"
     if config.model.number:
         if config.sharing.enabled:

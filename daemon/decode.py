@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from daemon import plain
 from daemon.events import EventBatch, Rejected
 from daemon.formats import Reader, read_json
-from daemon.plain import FIRST_SECOND, LAST_SECOND, Feature
+from daemon.plain import BOUNDS, FIRST_SECOND, LAST_SECOND, UNITS, Feature, objects
 from daemon.refusals import MISSING, Reason, RefusedError, kind_of, short, unfit
 from daemon.stream_config import EventsConfig, FieldsConfig
 
@@ -33,8 +33,10 @@ MAX_ID = 1000  # characters
 EXACT = 2.0**53  # beyond, a float no longer tells whole numbers apart
 UNLABELLED_WARNING = 1000  # events without a label field before that is worth a warning
 
-# Below the bound a number counts that unit; 1e11 seconds is the year 5138, 1e11 ms March 1973.
-EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (math.inf, 1e9))
+# As the short way has them: below the bound a number counts that unit.
+EPOCH_UNITS: tuple[tuple[float, float], ...] = tuple(
+    zip((*BOUNDS.tolist(), math.inf), UNITS.tolist(), strict=True)
+)
 
 Getter = Callable[[dict[str, Any]], Any]
 
@@ -289,7 +291,7 @@ class Decoder:
         values = plain.events_of(records.values, limits.max_event_bytes, list(wanted.values()))
         column = dict(zip(wanted, values, strict=True))
         if self._features is None:
-            inputs = plain.objects(plain.texts(column["input 0"], visible=True))
+            inputs = objects(plain.texts(column["input 0"], visible=True))
         else:
             features = [column[f"input {i}"] for i in range(len(self._features))]
             inputs = plain.rows(features, self._features, self._dtype)
@@ -312,15 +314,15 @@ class Decoder:
         def named(what: str, longest: int) -> NDArray[np.object_] | None:
             if what not in column:
                 return None
-            return plain.objects(plain.texts(column[what], longest))
+            return objects(plain.texts(column[what], longest))
 
         self._unlabelled = -1
         return EventBatch(
-            ids=plain.objects(ids),
+            ids=objects(ids),
             times=times,
             inputs=inputs,
-            labels=plain.objects(labels),
-            topics=plain.objects(records.topics),
+            labels=objects(labels),
+            topics=objects(records.topics),
             partitions=np.array(records.partitions, dtype=np.int32),
             offsets=np.array(records.offsets, dtype=np.int64),
             labellers=named("labeller", MAX_ID),
@@ -616,13 +618,6 @@ def event_time(path: str, value: Any) -> float:
 
 def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def objects(items: Sequence[Any]) -> NDArray[np.object_]:
-    """A column of Python objects, object [n]."""
-    column = np.empty(len(items), dtype=object)
-    column[:] = items
-    return column
 
 
 def refused_record(records: Records, i: int, refused: RefusedError) -> Rejected:

@@ -15,7 +15,6 @@ from daemon.decode import (
     check_time,
     event_time,
     getter,
-    objects,
     read_id,
     read_name,
     read_object,
@@ -23,6 +22,7 @@ from daemon.decode import (
 )
 from daemon.events import LabelBatch, Rejected
 from daemon.formats import Reader, read_json
+from daemon.plain import objects
 from daemon.refusals import Reason, RefusedError
 from daemon.stream_config import EventsConfig, FieldsConfig, LabelsConfig
 

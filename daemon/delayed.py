@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from daemon.clock import Clock
 from daemon.config import Config
-from daemon.decode import features_dtype, objects
+from daemon.decode import features_dtype
 from daemon.events import NO_LABELS, EventBatch, LabelBatch
 from daemon.joining import HeldLabel, JoinFull, Kept, Standing, Waiting, packed, unpacked
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
+from daemon.plain import objects
 from daemon.served import Answer, Served
 from daemon.state import Record, State
 from daemon.stream_config import LabelsConfig

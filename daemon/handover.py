@@ -8,7 +8,6 @@ It takes the events in as its own: predicts, watches, judges and learns, each on
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -21,9 +20,10 @@ from kafka.errors import KafkaError
 from numpy.typing import NDArray
 
 from daemon.checkpoint import CheckpointError
-from daemon.decode import objects
 from daemon.events import EMPTY, EventBatch
 from daemon.joining import packed, unpacked
+from daemon.plain import objects
+from daemon.sampling import unit_hash
 from daemon.sources.source import Partition
 from daemon.stream_config import SharingConfig
 from deploy.kafka_config import KafkaConnection
@@ -202,8 +202,7 @@ class Handover:
             end_producer(producer)
 
     def _sampled(self, name: str) -> bool:
-        digest = hashlib.blake2b(f"handover:{name}".encode("utf-8", "replace"), digest_size=4)
-        return int.from_bytes(digest.digest(), "little") < self._config.handover_share * 2**32
+        return unit_hash("handover", name) < self._config.handover_share
 
     def _row(self, value: bytes | None, mine: set[Partition]) -> dict[str, Any] | None:
         if value is None:

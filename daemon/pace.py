@@ -6,13 +6,12 @@ id, so that a restart chooses alike, and the journal says from when to when, and
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
+from daemon.sampling import unit_hash
 from daemon.stream_config import EventsConfig
 
 CAUGHT_UP = 0.5  # of the events at which it began: a lag in between changes nothing
@@ -48,11 +47,6 @@ class Pace:
         """Bool [n]: which of the labelled events are learned from."""
         chosen = np.ones(len(ids), dtype=np.bool_)
         if self.behind:
-            chosen[:] = [_hash(name) < self._share for name in ids]
+            chosen[:] = [unit_hash("pace", name) < self._share for name in ids]
             self._skipped += int((~chosen).sum())
         return chosen
-
-
-def _hash(name: str) -> float:
-    digest = hashlib.blake2b(f"pace:{name}".encode("utf-8", "surrogatepass"), digest_size=4)
-    return int.from_bytes(digest.digest(), "little") / 2**32

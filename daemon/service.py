@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import secrets
@@ -34,6 +33,7 @@ from daemon.trainer import Trainer
 from daemon.training_job import TrainingJobs
 from daemon.undeclared import open_known, undeclared, with_features
 from daemon.up import Terminal
+from deploy.garbage import collect_seldom
 from learn.blas import one_blas_thread
 from learn.config import FeatureConfig
 from registry import open_registry
@@ -200,9 +200,7 @@ def spare_the_collector() -> None:
     A poll's records are thousands of objects, and each 700 of them have Python look for cycles, now
     and then among all of torch's: without this it takes a third of the time of a fast stream.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECTED_AFTER)
+    collect_seldom(COLLECTED_AFTER)
 
 
 def _read_again(read: Callable[[], Config], features: Sequence[FeatureConfig]) -> Config:

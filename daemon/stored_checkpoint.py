@@ -36,7 +36,6 @@ from daemon.checkpoint import (
 )
 from daemon.config import Config
 from daemon.pieces import cut, level, levelled
-from daemon.stream_config import KafkaSourceConfig
 from registry import Registry, StorageError, Store, open_registry
 from registry.sealed import BrokenSeal, seal, unseal
 
@@ -70,10 +69,8 @@ def open_checkpoints(config: Config, registry: Registry | None = None) -> Checkp
     """
     if config.checkpoint.store == "folder":
         return CheckpointStore(config.checkpoint.path / "checkpoints")
-    source = config.source
-    member = source.instance_id if isinstance(source, KafkaSourceConfig) else None
     store = (registry or open_registry(config.registry)).store
-    return StoredCheckpoints(store, config.checkpoint.name or member or "daemon")
+    return StoredCheckpoints(store, config.checkpoint_name or "daemon")
 
 
 class StoredCheckpoints:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import signal
@@ -30,6 +29,7 @@ from deploy.connection import connection
 from deploy.crew import Crew
 from deploy.engine import Engine
 from deploy.errors import BindError, DeployError
+from deploy.garbage import collect_seldom
 from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
 from deploy.prediction_log import PredictionLog
@@ -222,9 +222,7 @@ def _collect_seldom() -> None:
     Requests make next to none, and Python would look every few of them, through all that wait:
     under overload two fifths of the event loop's time. What is there now stays, and is passed over.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS)
+    collect_seldom(_NEW_OBJECTS)
 
 
 def _give_memory_back() -> None:

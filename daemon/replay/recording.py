@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.config import Config
-from daemon.decode import objects
 from daemon.events import EMPTY, EventBatch
+from daemon.plain import objects
 from daemon.sources import Partition, Poll, Source, SourceError, open_source
 from daemon.sources.source import Positions
 from daemon.stream_config import KafkaSourceConfig

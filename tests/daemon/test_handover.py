@@ -12,9 +12,9 @@ pytest.importorskip("kafka")
 
 from kafka import KafkaConsumer, TopicPartition
 
-from daemon.decode import objects
 from daemon.events import EventBatch
 from daemon.handover import Handover, HandoverError
+from daemon.plain import objects
 from daemon.stream_config import KafkaSourceConfig, SharingConfig
 
 Eventually = Callable[..., None]
