@@ -59,7 +59,9 @@ class TabularEnsemble:
             for forgetting in memories
         ]
         count = len(self._experts)
-        self._mixture: Mixture | NumberMixture = NumberMixture(count) if number else Mixture(count)
+        self._mixture: Mixture | NumberMixture = (
+            NumberMixture(count) if number else Mixture(count, classes)
+        )
         self.classes = classes
 
     @classmethod
@@ -117,8 +119,7 @@ class TabularEnsemble:
         for j, (expert, share) in enumerate(zip(self._experts, self._mixture.weights, strict=True)):
             weight[self._parts[j // memories]] += share * expert.weight[1:]
             bias += share * expert.weight[0]
-        if isinstance(self._mixture, NumberMixture):
-            bias += self._mixture.offset
+        bias += self._mixture.offset
         return Head(weight.astype(np.float32), bias.astype(np.float32))
 
     @property
@@ -141,6 +142,8 @@ class TabularEnsemble:
         if classes > self.classes:
             for expert in self._experts:
                 expert.grow(classes, start=-1.0)
+            if isinstance(self._mixture, Mixture):
+                self._mixture.grow(classes)
             self.classes = classes
 
     def state(self) -> Arrays:

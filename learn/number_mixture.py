@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learn.mixture import DISCOUNT
+from learn.mixture import DISCOUNT, share_of
 from learn.moments import Arrays, Floats
 
 RATES = (0.0, 0.003, 0.01, 0.03, 0.1)
@@ -50,7 +50,7 @@ class NumberMixture:
     @property
     def weights(self) -> Floats:
         """Float64 [e]: the experts' weights, the rates averaged by trust."""
-        combined: Floats = _share(self._trust) @ self._weights
+        combined: Floats = share_of(self._trust) @ self._weights
         return combined
 
     @property
@@ -85,7 +85,7 @@ class NumberMixture:
         for i, (given, label) in enumerate(zip(answers, labels.tolist(), strict=True)):
             mean, spread = self._levels[i]
             away = given - mean
-            found[i] = _share(trust) @ (weights @ away) + mean + origin
+            found[i] = share_of(trust) @ (weights @ away) + mean + origin
             if not spread:
                 continue  # all targets so far are alike: there is nothing to weigh by
             z = np.clip(away / spread, -MOST, MOST)
@@ -144,9 +144,3 @@ class _Level:
         self.square += share * (before * (value - self.mean) - self.square)
         self.seen += 1
         return value
-
-
-def _share(trust: Floats) -> Floats:
-    share = np.exp(trust - trust.max())
-    normed: Floats = share / share.sum()
-    return normed

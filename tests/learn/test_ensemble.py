@@ -73,8 +73,30 @@ def test_a_mixture_trusts_the_rate_that_fits() -> None:
     swapped = np.where(np.arange(4000) // 200 % 2, -1.0, 1.0)
     trusted = np.column_stack([swapped, -swapped])
     answers = trusted[:, :, None] * right[:, None, :]
-    logits = Mixture(2).learn(answers, labels)
+    logits = Mixture(2, classes=2).learn(answers, labels)
     assert (logits.argmax(axis=1) == labels).mean() > 0.85
+
+
+def test_intercepts_follow_how_frequent_the_classes_are() -> None:
+    """Experts that know nothing of a class's share: the mixture does, and follows its change."""
+    generator = np.random.default_rng(0)
+    labels = (generator.random(4000) < np.repeat([0.8, 0.2], 2000)).astype(np.int64)
+    mixture = Mixture(1, classes=2)
+    logits = mixture.learn(np.zeros((4000, 1, 2)), labels)
+    for half, most in ((slice(500, 2000), 1), (slice(2500, 4000), 0)):
+        assert (logits[half].argmax(axis=1) == most).mean() > 0.95
+    np.testing.assert_allclose(
+        mixture.learn(np.zeros((1, 1, 2)), labels[:1])[0], mixture.offset, atol=0.2
+    )
+
+
+def test_a_new_class_leaves_the_intercepts_of_the_old() -> None:
+    mixture = Mixture(1, classes=2)
+    mixture.learn(np.zeros((50, 1, 2)), np.zeros(50, np.int64))
+    before = mixture.offset
+    mixture.grow(3)
+    mixture.grow(2)
+    np.testing.assert_array_equal(mixture.offset, [*before, 0.0])
 
 
 def test_blocks_of_any_size_give_the_same_answers() -> None:
