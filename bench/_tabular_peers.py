@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench._tabular_ours import Floats, Labels, Outcome
+from deploy.river_version import Recipe, RiverVersion
 
 Make = Callable[[], Any]
 
@@ -28,6 +29,15 @@ def arf_regressor() -> Any:
     from river import forest
 
     return forest.ARFRegressor(n_models=10, seed=1)
+
+
+def as_version(x: Floats, y: Labels) -> bytes:
+    """The file of a version of the same forest that has learned the stream."""
+    recipe = Recipe("adaptive-random-forest", {"n_models": 10}, 1, x.shape[1], 0)
+    labels = y.astype(str).tolist()
+    version = RiverVersion(recipe, sorted(set(labels)))
+    version.learn({"numeric": x.astype(np.float32)}, labels)
+    return version.to_bytes()
 
 
 def leveraging_bagging() -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from bench._tabular_ours import (
 )
 from bench.report import Row, row
 from bench.streams import NoData, table
+from deploy.river_version import RiverVersion
 from learn.config import ModelConfig
 from learn.past import Past
 
@@ -45,7 +49,9 @@ def rows(quick: bool) -> Iterator[Row]:
         yield from _real(name, "" if quick else target, x[:most], y[:most], seeds)
         yield from _on_prefix(name, x[:prefix], y[:prefix], seeds)
         yield from _parity(name, x[:most], y[:most], 500 if quick else PARITY_EVENTS)
-    for name, (x, y) in peers.made(2_000 if quick else MADE).items():
+    made = peers.made(2_000 if quick else MADE)
+    yield from _as_version(*made["SEA, abrupt"])
+    for name, (x, y) in made.items():
         yield from _compared(f"{name} ({len(y):,} events)", x, y, seeds[:1])
 
 
@@ -108,6 +114,31 @@ def _parity(name: str, x: Floats, y: Labels, events: int) -> Iterator[Row]:
     words = f"{name}: same decision of the INT8 file"
     yield row(f"{words}, one by one", single, "%", ">= 99.5", f"on {events:,} events")
     yield row(f"{words}, in batches of 32", batched, "%")
+
+
+def _as_version(x: Floats, y: Labels) -> Iterator[Row]:
+    """What it takes to open a model of river, whose version holds the events it has learned."""
+    whole, first = peers.as_version(x, y), peers.as_version(x[:-BLOCK], y[:-BLOCK])
+    title = f"ARF10 as a version of {len(y):,} events"
+    yield row(f"{title}: size", len(whole) / 1e6, "MB")
+    with tempfile.TemporaryDirectory() as place:
+        path, before = Path(place, "whole"), Path(place, "first")
+        path.write_bytes(whole)
+        before.write_bytes(first)
+        alone = [_cpu_seconds(lambda: RiverVersion.open(path)) for _ in range(3)]
+        yield row(f"{title}: opened", float(np.median(alone)), "CPU-s", note="median of 3")
+        champion = RiverVersion.open(before)
+        beside = [_cpu_seconds(lambda: RiverVersion.open(path)) for _ in range(3)]
+        note = f"median of 3; {len(champion):,} of its events are known"
+        yield row(
+            f"{title}: opened beside the one before", float(np.median(beside)), "CPU-s", note=note
+        )
+
+
+def _cpu_seconds(do: Callable[[], object]) -> float:
+    began = time.process_time()
+    do()
+    return time.process_time() - began
 
 
 def _compared(name: str, x: Floats, y: Labels, seeds: tuple[int, ...]) -> Iterator[Row]:

@@ -193,6 +193,8 @@ def disagreements(config: Config) -> Iterator[tuple[yaml_lines.Path, str]]:
         yield ("http", "port"), f"{config.http.port} is the inference server's gRPC port too"
     if config.model.number and config.bootstrap.strategy != "head":
         yield ("bootstrap", "strategy"), "must be head, as model.target is a number"
+    if config.model.table == "river" and config.bootstrap.strategy != "head":
+        yield ("bootstrap", "strategy"), "must be head, as model.table is river"
     if config.model.task == "tabular" and config.model.features:
         names = {feature.name for feature in config.model.features}
         for name in config.fields.features.keys() - names:

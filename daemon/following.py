@@ -27,7 +27,7 @@ from daemon.served import Served, right
 from daemon.version_files import code_version, write_version
 from deploy.measure import parity
 from deploy.same_graph import same_but_head
-from deploy.session import MODEL_FILE
+from deploy.session import model_file
 from learn.examples import Examples
 from learn.head import Head
 from learn.number_scale import NumberScale
@@ -178,14 +178,15 @@ def lineage(met: Met, run: str | None, follows: str, event: int, seed: int) -> d
 def same_answers(
     step: Served, parent: Path, online: Online, recent: Examples, scale: NumberScale | None
 ) -> tuple[list[Check], dict[str, float]]:
-    """Whether the step's INT8 file is what it was made of; and what INT8 costs, if that is new.
+    """Whether the step's file is what it was made of; and what INT8 costs, if that is new.
 
     parent: the folder whose graph was patched. recent: labelled events to compare on. Raises
     `deploy.LoadError` if the graph cannot be opened or does not run.
     """
     assert step.folder is not None
-    if same_but_head(parent / MODEL_FILE, step.folder / MODEL_FILE, step.session.head):
-        sentence = "INT8 file: byte for byte the champion's, but for the head"
+    file = "INT8 file" if step.session.graph.river is None else "its events learned anew"
+    if same_but_head(model_file(parent), model_file(step.folder), step.session.head):
+        sentence = f"{file}: byte for byte the champion's, but for the head"
         return [Check("agreement", "pass", sentence, 1.0, AGREE)], {}
     step.session.graph.warm(1)
     answer = step.answer(recent.inputs)
@@ -196,7 +197,7 @@ def same_answers(
         return [], {}
     same = int8 == fp32 if scale is None else scale.right(int8, fp32)
     agreement = float(same.mean())
-    sentence = f"INT8 file: {agreement:.1%} of {len(truth)} answers are those it was made of"
+    sentence = f"{file}: {agreement:.1%} of {len(truth)} answers are those it was made of"
     check = Check("agreement", "pass" if agreement >= AGREE else "fail", sentence, agreement, AGREE)
     cost = parity(right(scale, int8, truth), right(scale, fp32, truth), np.ones(len(truth), bool))
     return [check], cost | {"agreement": agreement}

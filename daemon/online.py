@@ -1,20 +1,25 @@
 """What learns beside the champion with every batch, whichever model the champion is.
 
 On a text, or a network's table: a head on the embeddings that the champion computed anyway. On an
-ensemble's table: the whole ensemble on the rows themselves, its standardisation too. Either can
-be given out at any moment as weights to patch into the champion's graph.
+ensemble's table, or a model of river's: the whole model on the rows themselves. Each can be given
+out at any moment as the parts of a version that differ from the champion's.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.served import Opinion, Served
-from learn.config import OnlineConfig
+from daemon.served import Classes, Opinion, Served
+from daemon.version_files import RIVER
+from deploy.preprocess import Preprocessor
+from deploy.river_version import Events, RiverVersion
+from learn.config import ModelConfig, OnlineConfig
 from learn.ensemble import TabularEnsemble
 from learn.head import Head
 from learn.online import OnlineHead
@@ -24,6 +29,9 @@ Arrays = dict[str, NDArray[np.generic]]
 
 class Online(Protocol):
     """A model that learns online, in the daemon's class indices."""
+
+    #: Whether it is all of a model that a version changes, and not just a head over the rest.
+    whole: bool
 
     def judge(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> NDArray[Any]:
         """The class, int64 [n], of inputs [n] that the champion embedded as float32 [n, d].
@@ -42,7 +50,7 @@ class Online(Protocol):
     def grow(self, classes: int) -> None:
         """Make room for new classes."""
 
-    def weights(self, columns: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    def weights(self, columns: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The parameters that a version made now has, by name; its classes are ``columns``."""
 
     def state(self) -> Arrays:
@@ -51,6 +59,8 @@ class Online(Protocol):
 
 class OnEmbeddings:
     """A softmax head on the champion's embeddings."""
+
+    whole = False
 
     def __init__(self, head: OnlineHead) -> None:
         self.head = head
@@ -96,6 +106,8 @@ class OnEmbeddings:
 class OnRows:
     """A tabular ensemble on the rows, seen through the champion's preprocessor."""
 
+    whole = True
+
     def __init__(self, ensemble: TabularEnsemble, preprocess: Any) -> None:
         self.ensemble = ensemble
         self._preprocess = preprocess
@@ -108,8 +120,10 @@ class OnRows:
         ensemble = TabularEnsemble.of(served.folder, classes)
         return cls(ensemble, served.session.preprocessor) if ensemble else None
 
-    def fits(self, other: OnRows) -> bool:
+    def fits(self, other: Online) -> bool:
         """Whether the two see rows alike, so that one may go on where the other is."""
+        if not isinstance(other, OnRows):
+            return False
         ours, theirs = self.ensemble.random, other.ensemble.random
         return (
             self._preprocess.features == other._preprocess.features
@@ -145,17 +159,116 @@ class OnRows:
         """See `Online.state`."""
         return self.ensemble.state()
 
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on where `state` of an ensemble on the same rows was taken."""
+        self.ensemble.restore(state)
+
+
+class OnRiver:
+    """A model of river on the rows, seen through the champion's preprocessor.
+
+    It holds the events that it has learned, of which a version of it is made; at twice ``most`` it
+    begins anew with the newest ``most``.
+    """
+
+    whole = True
+
+    def __init__(
+        self, model: RiverVersion, preprocess: Preprocessor, classes: Classes, most: int
+    ) -> None:
+        self.model, self._preprocess = model, preprocess
+        self._classes, self._most = classes, most
+
+    @classmethod
+    def beside(cls, served: Served, most: int) -> OnRiver | None:
+        """One that has learned nothing yet; None if the champion is no model of river."""
+        river = served.session.graph.river if served.folder is not None else None
+        if river is None:
+            return None
+        model = RiverVersion(river.recipe, river.classes)
+        return cls(model, served.session.preprocessor, served.classes, most)
+
+    def fits(self, other: Online) -> bool:
+        """Whether the two see rows alike, so that one may go on where the other is."""
+        return (
+            isinstance(other, OnRiver)
+            and self.model.recipe == other.model.recipe
+            and self._preprocess.schema() == other._preprocess.schema()
+        )
+
+    def judge(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> NDArray[Any]:
+        """See `Online.judge`."""
+        return self.opinion(inputs, embeddings).predicted
+
+    def opinion(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> Opinion:
+        """See `Online.opinion`."""
+        found = Opinion.of(self.model.scores(self._feeds(inputs)), number=self.model.recipe.number)
+        if self.model.recipe.number:
+            return found
+        places = np.array([self._classes.add(name) for name in self.model.classes], dtype=np.int64)
+        return replace(found, predicted=places[found.predicted])
+
+    def learn(
+        self, inputs: NDArray[Any], embeddings: NDArray[np.float32], labels: NDArray[Any]
+    ) -> None:
+        """See `Online.learn`."""
+        if not self.model.recipe.number:
+            labels = np.array(self._classes.names, dtype=object)[labels]
+        self.model.learn(self._feeds(inputs), labels)
+        if len(self.model) >= 2 * self._most:
+            self.model.begin_anew(self._most)
+
+    def grow(self, classes: int) -> None:
+        """See `Online.grow`: it meets a class with the first event of it."""
+
+    def weights(self, columns: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """See `Online.weights`."""
+        weight, bias = self.model.head([self._classes.names[i] for i in columns])
+        file = np.frombuffer(self.model.to_bytes(), dtype=np.uint8)
+        return {"head.weight": weight, "head.bias": bias, RIVER: file}
+
+    def state(self) -> Arrays:
+        """See `Online.state`."""
+        events = self.model.events
+        classes = np.frombuffer(json.dumps(events.classes).encode(), dtype=np.uint8)
+        return {
+            "numeric": events.numeric,
+            "category": events.category,
+            "labels": events.labels,
+            "classes": classes,
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on where `state` of a model with the same recipe was taken: learn it all again."""
+        classes = tuple(json.loads(state["classes"].tobytes()))
+        events = Events(state["numeric"], state["category"], state["labels"], classes)
+        self.model = RiverVersion.taught(self.model.recipe, events)
+
+    def _feeds(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return self._preprocess(inputs)
+
+
+Whole = OnRows | OnRiver
+
+
+def whole_beside(served: Served, classes: int, config: ModelConfig) -> Whole | None:
+    """A whole model that has learned nothing yet; None where only a head learns online."""
+    return OnRiver.beside(served, config.river.events) or OnRows.beside(served, classes)
+
 
 def restored(
-    state: Mapping[str, NDArray[np.generic]], served: Served, config: OnlineConfig
+    state: Mapping[str, NDArray[np.generic]],
+    served: Served,
+    config: OnlineConfig,
+    model: ModelConfig,
 ) -> Online:
     """What goes on where `Online.state` was taken, beside the same champion."""
     if "weight" in state:
         return OnEmbeddings(OnlineHead.restored(state, config))
-    rows = OnRows.beside(served, classes=1)
-    assert rows is not None
-    rows.ensemble.restore(state)
-    return rows
+    whole = whole_beside(served, classes=1, config=model)
+    assert whole is not None
+    whole.restore(state)
+    return whole
 
 
 def _head(head: Head, columns: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:

@@ -213,7 +213,7 @@ def choose(incident: Incident, situation: Situation, config: PolicyConfig) -> Ch
 def _next_rung(incident: Incident, situation: Situation, config: PolicyConfig) -> Choice:
     rungs = [incident.only] if incident.only else [r for r in LADDER if r in config.rungs]
     if incident.only and incident.only not in SHALLOW and not situation.deep:
-        sentence = f"{incident.only} trains layers that a table's ensemble does not have"
+        sentence = f"{incident.only} trains layers that this table's model does not have"
         return Choice("close", sentence, outcome="failed")
     waiting = ""
     # Of the two ways to a new head, the one that had fewer chances comes first.

@@ -36,7 +36,6 @@ from daemon.gate import (
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
 from daemon.metrics import Metrics
-from daemon.online import OnRows
 from daemon.policy import (
     Attempt,
     Choice,
@@ -1117,7 +1116,8 @@ class Repair:
     @property
     def _whole_follows(self) -> bool:
         """Whether versions follow a whole model, and not just a head on a fixed encoder."""
-        return self.state.following is not None and isinstance(self.state.online, OnRows)
+        online = self.state.online
+        return self.state.following is not None and online is not None and online.whole
 
     def opened(self, version: str) -> Served | None:
         """The version, if it is a step that is open already."""

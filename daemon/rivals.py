@@ -17,9 +17,9 @@ from daemon.config_reading import ConfigError, Problem
 from daemon.evidence import PairedTest
 from daemon.prequential import Prequential
 from daemon.served import right, score
-from learn.config import ModelConfig, RivalConfig
+from deploy.river_model import RiverModel, Row
+from learn.config import FeatureConfig, ModelConfig, RivalConfig
 from learn.number_scale import NumberScale
-from learn.river_model import RiverModel
 
 
 class Rival:
@@ -30,8 +30,10 @@ class Rival:
         self.name = config.name
         self.test = PairedTest(alpha)
         self.score = Prequential()
+        self._columns, self._number = model.columns, model.number
+        nominal = [column.name for column in model.columns if column.named]
         self._river = RiverModel(
-            config.model, config.parameters, model.columns, seed, number=model.number
+            config.model, config.parameters, nominal, seed, number=model.number
         )
 
     def meet(
@@ -47,17 +49,22 @@ class Rival:
         truth, champion: what is true and what the champion answered, object [n] of str, or float64
         [n] of numbers, which ``scale`` judges. numbers: int64 [n], of the events.
         """
-        given = self._river.learn(inputs, truth)
+        given = self._listed(self._river.learn(table_rows(inputs, self._columns), truth.tolist()))
         self.score.observe(numbers, right(scale, given, truth))
         self.test.observe(score(scale, given, truth), score(scale, champion, truth))
 
     def learn(self, inputs: NDArray[Any], truth: NDArray[Any]) -> None:
         """Learn events that are not counted."""
-        self._river.learn(inputs, truth)
+        self._river.teach(table_rows(inputs, self._columns), truth.tolist())
 
     def answer(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Its classes for inputs [n], object [n] of str, None where it knows none; or numbers."""
-        return self._river.answer(inputs)
+        return self._listed(self._river.answer(table_rows(inputs, self._columns)))
+
+    def _listed(self, found: list[Any]) -> NDArray[Any]:
+        answers: NDArray[Any] = np.empty(len(found), np.float64 if self._number else object)
+        answers[:] = found
+        return answers
 
     def as_dict(self) -> dict[str, Any]:
         """Where it stands against the present champion, and on its own, as plain values."""
@@ -126,3 +133,13 @@ class Rivals:
             rival.score.restore(
                 {k.removeprefix(head): a for k, a in arrays.items() if k.startswith(head)}
             )
+
+
+def table_rows(inputs: NDArray[Any], columns: Sequence[FeatureConfig]) -> list[Row]:
+    """The rows of a table, structured [n], as river takes them, without what is missing."""
+    rows: list[Row] = [{} for _ in range(len(inputs))]
+    for column in columns:
+        for row, value in zip(rows, inputs[column.name].tolist(), strict=True):
+            if value is not None and (column.named or value == value):
+                row[column.name] = value
+    return rows

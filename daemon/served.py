@@ -20,11 +20,18 @@ from scipy.special import softmax
 
 from daemon.evidence import Outcomes
 from deploy.preprocess import Preprocessor
+from deploy.river_version import RIVER_FILE
 from deploy.session import Head, Prediction, Session, predicts_number, read_head
 from learn.number_scale import NumberScale
 from registry.manifest import Manifest
 
-ENCODER_FILES = ("encoder.safetensors", "delta.safetensors", "preprocess.json", "tokenizer.json")
+ENCODER_FILES = (
+    "encoder.safetensors",
+    "delta.safetensors",
+    RIVER_FILE,
+    "preprocess.json",
+    "tokenizer.json",
+)
 
 
 class Classes:
@@ -171,7 +178,7 @@ class Served:
         self.session = session
         self.encoder = encoder
         self.labels: Sequence[str] = session.labels
-        self._classes = classes
+        self.classes = classes
         #: What a small error is, where it predicts a number.
         self.scale = scale_of(folder) if session.number and folder else None
         self._judge = Judge(version, session.labels, session.head, classes, session.number)
@@ -198,7 +205,7 @@ class Served:
     def answer(self, inputs: NDArray[np.generic]) -> Answer:
         """Run the INT8 file on ``inputs`` [n]."""
         prediction = self.session.predict(inputs)
-        probabilities = np.zeros((len(inputs), len(self._classes)), dtype=np.float32)
+        probabilities = np.zeros((len(inputs), len(self.classes)), dtype=np.float32)
         probabilities[:, self.columns] = prediction.probabilities
         predicted: NDArray[Any] = self.columns[prediction.probabilities.argmax(axis=1)]
         if self.session.number:
@@ -208,7 +215,7 @@ class Served:
     def answer_from(self, embeddings: NDArray[np.float32]) -> Answer:
         """The answer to events of which this version's encoder made ``embeddings``, [n, d]."""
         found = softmax(embeddings @ self.weight + self.bias, axis=1)
-        probabilities = np.zeros((len(embeddings), len(self._classes)), dtype=np.float32)
+        probabilities = np.zeros((len(embeddings), len(self.classes)), dtype=np.float32)
         probabilities[:, self.columns] = found
         return Answer(self.columns[found.argmax(axis=1)], probabilities, embeddings)
 
@@ -273,8 +280,10 @@ def scale_of(folder: Path) -> NumberScale | None:
 
 
 def _row_width(folder: Path | None) -> int | None:
-    """The width of a table's row within the embedding of an ensemble; None for other encoders."""
+    """The width of a table's row within the embedding; None where that is something else."""
     description = json.loads((folder / "model.json").read_bytes()) if folder else {}
+    if description.get("kind") == "river":
+        return int(description["numbers"]) or None
     waves = 2 * description.get("random_features", 0)
     return description["dimension"] - waves if waves else None
 

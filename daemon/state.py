@@ -24,7 +24,7 @@ from daemon.evidence import PairedTest
 from daemon.following import Following, Met
 from daemon.gate import Trial
 from daemon.guard import Guard
-from daemon.online import OnEmbeddings, Online, OnRows, restored
+from daemon.online import OnEmbeddings, Online, restored, whole_beside
 from daemon.policy import Incident
 from daemon.prequential import Prequential
 from daemon.quarantine import Quarantine
@@ -228,18 +228,18 @@ class State:
         ``anew``: it may not go on, as it has learned what it must forget.
         """
         classes = len(self.classes)
-        rows = OnRows.beside(served, classes)
-        if rows is None:
+        whole = whole_beside(served, classes, self.config.model)
+        if whole is None:
             self.online = OnEmbeddings.beside(served, classes, self.config.learn.online)
             if self.following is None:  # else it goes on from what it has given out
                 self.met = Met()
-        elif anew or not (isinstance(self.online, OnRows) and self.online.fits(rows)):
+        elif anew or self.online is None or not whole.fits(self.online):
             known = self.memory.recent(self.memory.config.recent, since=0, training=True)
             self.met = Met()
             if len(known):
-                rows.ensemble.learn(served.session.preprocessor(known.inputs), known.truth)
+                whole.learn(known.inputs, np.empty((len(known), 0), np.float32), known.truth)
                 self.met.add(known)
-            self.online = rows
+            self.online = whole
         self.learner = self._learner_trial()
 
     def resume_online(self, served: Served) -> None:
@@ -247,7 +247,9 @@ class State:
         self.scale = served.scale or self.scale
         self._teach_rivals()
         if self._online_state:
-            self.online = restored(self._online_state, served, self.config.learn.online)
+            self.online = restored(
+                self._online_state, served, self.config.learn.online, self.config.model
+            )
             self._online_state = {}
         else:
             self.restart_online(served)

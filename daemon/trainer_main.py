@@ -16,7 +16,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,8 @@ from deploy.preprocess import (
     TextPreprocessor,
     load_preprocessor,
 )
-from deploy.session import MODEL_FILE, Session
+from deploy.river_version import RIVER_FILE, Recipe, RiverVersion
+from deploy.session import DESCRIPTION_FILE, HEAD_FILE, MODEL_FILE, Session
 from learn.config import LearnConfig, ModelConfig
 from learn.curation import curate
 from learn.examples import Examples
@@ -99,6 +100,8 @@ def run(folder: Path) -> Result:
     # What a run that was cut off left; its training goes on from its last round all the same.
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
+    if job.parent is None and job.model.get("table") == "river":
+        return begin_river(job, examples, out)
     if job.parent is None:
         begin(job, examples, out)
         parent = out
@@ -137,6 +140,49 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
     _export(out, model, preprocess)
 
 
+def begin_river(job: Job, examples: Examples, out: Path) -> Result:
+    """The very first version of a model of river: it has learned the examples, in their order."""
+    config = ModelConfig(**job.model)
+    examples = examples.take(np.argsort(examples.arrivals, kind="stable"))
+    preprocess = create_preprocessor(config, examples)
+    preprocess.save(out)
+    learned, validation = split(examples, job.seed)
+    feeds = preprocess(learned.inputs)
+    numbers, categories = (
+        feeds[name].shape[1] if name in feeds else 0 for name in ("numeric", "category")
+    )
+    recipe = Recipe(
+        model=config.river.model,
+        parameters=config.river.parameters,
+        seed=job.seed,
+        numbers=numbers,
+        categories=categories,
+        number=config.number,
+    )
+    river = RiverVersion(recipe, () if config.number else job.labels)
+    names = np.array(job.labels, dtype=object)
+    river.learn(feeds, names[learned.labels] if learned.targets is None else learned.targets)
+    (out / RIVER_FILE).write_bytes(river.to_bytes())
+    weight, bias = river.head(job.labels)
+    save_file({"weight": weight, "bias": bias}, out / HEAD_FILE)
+    description: dict[str, Any] = {"kind": "river", "model": recipe.model, "labels": job.labels}
+    description |= {"numbers": recipe.numbers, "target": config.target}
+    scale = None
+    sample = validation if len(validation) else learned
+    if sample.targets is not None and learned.targets is not None:
+        away = river.scores(preprocess(sample.inputs))[:, 0] - sample.targets
+        scale = NumberScale.fit(learned.targets, away)
+        description["scale"] = scale.as_dict()
+    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1))
+    served = Session.open(out, threads=job.threads)
+    sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))
+    metrics = dict(measure(served, None, sample.inputs, sample.truth, right=_right(scale)))
+    if sample.targets is not None:
+        metrics |= errors(_answers(served, sample.inputs), sample.targets)
+    update = Update(Head(weight, bias))
+    return _trained(job, examples, update, metrics, preprocess, job.labels)
+
+
 def _export(out: Path, model: Model, preprocess: Any) -> None:
     from deploy.export import export_onnx, quantize_int8
 
@@ -149,7 +195,7 @@ def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor
     """The preprocessing of a new model: the base's tokenizer, or fitted to the table."""
     if config.task == "tabular":
         kinds = {feature.name: feature.kind for feature in config.columns}
-        cut = UNCUT if config.table == "ensemble" else CUT
+        cut = CUT if config.table == "network" else UNCUT
         return TabularPreprocessor.fit(examples.inputs, kinds, cut)
     from learn.text import resolve_base
 
@@ -227,6 +273,19 @@ def refresh(
         metrics = _measured(job, update, parent, out, served, preprocess, sample, scale)
     if sample.targets is not None:
         metrics |= errors(_answers(served, sample.inputs), sample.targets)
+    return _trained(job, examples, update, metrics, preprocess, session.labels, curated)
+
+
+def _trained(
+    job: Job,
+    examples: Examples,
+    update: Update,
+    metrics: dict[str, Any],
+    preprocess: Preprocessor,
+    known: Sequence[str],
+    curated: Mapping[str, int] | None = None,
+) -> Result:
+    """What came out, and of what. known: the parent's labels."""
     return Result(
         "trained",
         stopped=update.stopped,
@@ -244,9 +303,9 @@ def refresh(
             "examples": len(examples),
             "rounds": [asdict(line) for line in update.rounds],
             "stopped": update.stopped,
-            "curation": curated,
+            "curation": dict(curated or {}),
             "strategy_settings": job.learn,
-            "labels_added": [name for name in job.labels if name not in session.labels],
+            "labels_added": [name for name in job.labels if name not in known],
         },
         input_schema=preprocess.schema(),
     )

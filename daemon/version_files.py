@@ -19,11 +19,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from deploy.patch import patch_head, patch_weights
-from deploy.session import MODEL_FILE
+from deploy.river_version import RIVER_FILE
+from deploy.session import MODEL_FILE, model_file
 from learn.number_scale import NumberScale
 from learn.strategy import Update
 from registry.manifest import RESERVED
 
+# The part of an update that is the whole file of a model of river, uint8 [bytes].
+RIVER = "river"
 # What a version with its parent's encoder need not measure again.
 INHERITED = (
     "size_ratio",
@@ -42,7 +45,7 @@ def write_version(
     """Write the files of a version of ``labels`` into ``out``: ``parent``'s with the update.
 
     Files that stay the same are links to the parent's. Of an update with ``parts`` the graph is
-    left out: no weights fit the parent's.
+    left out: no weights fit the parent's. Of a model of river there is none.
     """
     weight, bias = update.head
     save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
@@ -53,12 +56,15 @@ def write_version(
         description["scale"] = scale.as_dict()
     (out / "model.json").write_text(json.dumps(description, indent=1))
     graph = out / MODEL_FILE
-    if update.encoder:
+    river = update.encoder.get(RIVER)
+    if river is not None:
+        (out / RIVER_FILE).write_bytes(river.tobytes())
+    elif update.encoder:
         delta = out / "delta.safetensors"
         before = load_file(parent / delta.name) if (parent / delta.name).exists() else {}
         save_file({**before, **update.encoder}, delta)
-    if update.parts:
-        pass  # another architecture: no weights fit the parent's graph
+    if update.parts or model_file(parent).name == RIVER_FILE:
+        pass  # another architecture: no weights fit the parent's graph; or there is none
     elif update.encoder:
         patch_weights(
             parent / graph.name,

@@ -3,6 +3,7 @@
 config       every default, with its reason
 preprocess   texts and rows to the graph's feeds, the same code in training and serving
 session      one version's INT8 graph: probabilities, logits and embeddings in one pass
+river_version, river_model  models of river as versions, which have no graph (needs river)
 export       torch to FP32 ONNX to INT8 (needs torch and onnx)
 patch        new weights into an existing graph (needs onnx)
 measure      size, speed and accuracy of an INT8 graph beside its FP32 original

@@ -23,6 +23,7 @@ from deploy.config import BatchConfig
 from deploy.errors import LoadError
 from deploy.onnx_bytes import pointing
 from deploy.preprocess import Encoded, Feeds, Inputs, Preprocessor, load_preprocessor
+from deploy.river_version import RIVER_FILE, RiverVersion
 
 MODEL_FILE = "model.int8.onnx"
 DESCRIPTION_FILE = "model.json"
@@ -102,8 +103,12 @@ class Session:
         self.path = model
         self.size_bytes = model.stat().st_size
         self._batch = batch or BatchConfig()
-        self._runtime = _runtime(model, threads, mapped)
+        self._runtime: onnxruntime.InferenceSession | RiverVersion
         self._fed: Head | None = None  # in place of the graph's own
+        if model.name == RIVER_FILE:
+            self._runtime, self._fed = RiverVersion.open(model), head
+        else:
+            self._runtime = _runtime(model, threads, mapped)
 
     @classmethod
     def open(
@@ -117,11 +122,13 @@ class Session:
     ) -> Self:
         """Open a version's folder. Digests are the registry's business, not checked here.
 
+        A version of `deploy.river_version` has a model of river in the graph's place.
+
         ``preprocessor``: one already loaded from the same files, to save the time.
         ``mapped``: see `ServerConfig.map_files`.
         Raises `LoadError` if a file is absent or malformed, or if the parts do not fit.
         """
-        model = folder / MODEL_FILE
+        model = model_file(folder)
         labels, head = read_head(folder)
         try:
             preprocessor = preprocessor or load_preprocessor(folder)
@@ -145,6 +152,11 @@ class Session:
     def classes(self) -> tuple[str, ...]:
         """The labels that clients are shown; none where the model predicts a number."""
         return () if self.number else self.labels
+
+    @property
+    def river(self) -> RiverVersion | None:
+        """The model of river that runs in a graph's place, if it is one."""
+        return self._runtime if isinstance(self._runtime, RiverVersion) else None
 
     @property
     def graph(self) -> Session:
@@ -282,6 +294,12 @@ def _runtime(model: Path, threads: int, mapped: bool = False) -> onnxruntime.Inf
         )
     except Exception as error:  # the runtime raises its own, undocumented types
         raise LoadError("bad_graph", f"{model} cannot be opened: {error}") from error
+
+
+def model_file(folder: Path) -> Path:
+    """What runs of the version in ``folder``: its INT8 graph, or what a model of river learned."""
+    river = folder / RIVER_FILE
+    return river if river.exists() else folder / MODEL_FILE
 
 
 def predicts_number(folder: Path) -> bool:

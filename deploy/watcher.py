@@ -30,7 +30,7 @@ from deploy.metrics import NO_VERSION
 from deploy.preprocess import Preprocessor, load_preprocessor
 from deploy.routing import Counted, Trial
 from deploy.same_graph import same_but_head
-from deploy.session import MODEL_FILE, Session, predicts_number, read_head
+from deploy.session import Session, model_file, predicts_number, read_head
 from deploy.versions import Aliases, Versions
 
 log = logging.getLogger("driftd.server")
@@ -256,7 +256,7 @@ class Watcher:
     def _shared(self, folder: Path, preprocessor: Preprocessor) -> Session | None:
         """A session that runs a loaded version's graph, where only the head differs."""
         labels, head = read_head(folder)
-        model = folder / MODEL_FILE
+        model = model_file(folder)
         for loaded in self._engine.lineup.roles.values():
             alike = loaded.session.number == predicts_number(folder)
             if alike and same_but_head(loaded.session.path, model, head):

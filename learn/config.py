@@ -57,6 +57,21 @@ class RivalConfig(_Section):
         return f"{self.kind}:{self.model}" + (f"({given})" if given else "")
 
 
+class RiverConfig(_Section):
+    """The model behind ``table: river``. It has no ONNX form: who serves it needs river."""
+
+    model: RiverModelName = Field("adaptive-random-forest", description="Which of river's models.")
+    parameters: dict[str, Scalar] = Field(
+        {}, description="Its parameters by river's names, such as `n_models: 30`."
+    )
+    events: int = Field(
+        5000,
+        ge=100,
+        description="A version holds the events it learned, and learns them anew when opened, at a "
+        "millisecond each. At twice this many, learning begins anew with the newest.",
+    )
+
+
 class ModelConfig(_Section):
     """The ``model:`` section: what is learned and on which base."""
 
@@ -66,7 +81,7 @@ class ModelConfig(_Section):
     target: Literal["class", "number"] = Field(
         "class",
         description="What is predicted of a row: one of several classes, or a number (regression; "
-        "with `table: ensemble`).",
+        "with `table: ensemble` or `river`).",
     )
     base: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
@@ -96,11 +111,13 @@ class ModelConfig(_Section):
         description="Labelled events from which undeclared features are inferred; 300 show nearly "
         "every column and most categories.",
     )
-    table: Literal["ensemble", "network"] = Field(
+    table: Literal["ensemble", "network", "river"] = Field(
         "ensemble",
         description="Model of a table. ensemble: linear experts on random features, which learn "
-        "online from the first event. network: a small residual network, trained by the ladder.",
+        "online from the first event. network: a small residual network, trained by the ladder. "
+        "river: one of river's, which learns online too but is not exported to ONNX.",
     )
+    river: RiverConfig = Field(RiverConfig(), description="The model of `table: river`.")
     random_features: int = Field(
         256,
         ge=8,
@@ -136,8 +153,10 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _numbers_are_of_tables(self) -> ModelConfig:
-        if self.number and (self.task != "tabular" or self.table != "ensemble"):
-            raise ValueError("target: number needs task: tabular and table: ensemble")
+        if self.number and (self.task != "tabular" or self.table == "network"):
+            raise ValueError("target: number needs task: tabular and table: ensemble or river")
+        if self.number and self.table == "river" and self.river.model == "leveraging-bagging":
+            raise ValueError("river's leveraging-bagging does not predict numbers")
         if self.number and self.labels:
             raise ValueError("model.labels are classes: target: number has none")
         return self

@@ -94,6 +94,11 @@ def check(config_path: Path, connect: bool, as_json: bool) -> int:
         print_json({"ok": True, "problems": [], **shown})
         return OK
     click.echo(f"{config_path} is fine.")
+    if config.model.table == "river":
+        click.echo(
+            "model.table is river: its versions have no ONNX graph and are not quantised; a server "
+            'of them needs river (pip install "driftd[river]")'
+        )
     if features is not None:
         click.echo(f"features: {features.sentence}")
         for note in features.notes:

@@ -607,6 +607,16 @@ def test_what_init_writes_check_accepts(driftd: Any, task: str, source: str) -> 
     assert driftd("check", "--json").json() == {"ok": True, "problems": []}
 
 
+def test_check_says_what_a_model_of_river_is_not(driftd: Any, tmp_path: Path) -> None:
+    assert driftd("init", "--task", "tabular", "--source", "file").code == 0
+    path = tmp_path / "driftd.yaml"
+    path.write_text(path.read_text().replace("task: tabular", "task: tabular\n  table: river"))
+    result = driftd("check")
+    assert result.code == 0, result.out
+    assert "no ONNX graph" in result.out
+    assert "driftd[river]" in result.out
+
+
 def test_init_overwrites_only_when_told_to(driftd: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("precious")

@@ -12,9 +12,9 @@ from river import forest
 
 from daemon.config import Config, ConfigError
 from daemon.replay import PolicyError, Replay, parse, read
-from daemon.rivals import Rivals
+from daemon.rivals import Rivals, table_rows
+from deploy.river_model import RiverModel
 from learn.config import FeatureConfig, ModelConfig
-from learn.river_model import RiverModel
 from tests.daemon.loops import loop_of
 
 WARM_UP, TURN, ROWS = 300, 600, 1100
@@ -60,8 +60,8 @@ def test_it_answers_as_river_itself_does():
     inputs["x"][5], inputs["kind"][7] = np.nan, None
     labels = np.where(inputs["x"] > 0, "yes", "no").astype(object)
     features = [FeatureConfig(name="x"), FeatureConfig(name="kind", kind="categorical")]
-    ours = RiverModel("adaptive-random-forest", {"n_models": 3}, features, seed=4)
-    found = ours.learn(inputs, labels)
+    ours = RiverModel("adaptive-random-forest", {"n_models": 3}, ["kind"], seed=4)
+    found = ours.learn(table_rows(inputs, features), labels.tolist())
     theirs = forest.ARFClassifier(n_models=3, seed=4, nominal_attributes=["kind"])
     for i, row in enumerate(inputs):
         known = {"x": row["x"], "kind": row["kind"]}
@@ -120,7 +120,7 @@ def test_a_number_has_rivals_compared_by_their_scores(config, tmp_path):
     assert found["accuracy"] > found["accuracy_other"]
     loop.close("the test is over")
     settings["model"]["rivals"] = [{"model": "leveraging-bagging"}]
-    with pytest.raises(ConfigError, match="does not predict numbers"):
+    with pytest.raises(ConfigError, match="predicts numbers"):
         Rivals(ModelConfig.model_validate(settings["model"]), 0, 0.05)
 
 

@@ -1,81 +1,87 @@
-"""Reference models of river on the rows of a table: what the rest is compared with.
+"""Models of river, by name: they learn event by event, and have no ONNX graph.
 
-A name from a fixed list and plain parameters are all there is to one; what it has learned lives in
-the process only. river's own form of storage is pickle, which executes what it loads, so nothing
-of it is ever written or read, and there is no ONNX graph of it.
+A name from a fixed list and plain parameters are all there is to one. river's own form of storage
+is pickle, which executes what it loads, so nothing of a model is ever written or read: whoever
+wants one back teaches another the same events (`deploy.river_version`).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learn.config import FeatureConfig, RiverModelName, Scalar
-
-Parameters = Mapping[str, Scalar]
+Scalar = bool | int | float | str | None
+Row = dict[str, Any]
 
 
 class RiverModel:
     """One model of river: asked about a row, then taught it, as `progressive_val_score` does.
 
-    A missing value is left out of the row, which river's trees take for unknown.
+    A value that is missing in a row is unknown to river's trees.
+
+    >>> model = RiverModel("hoeffding-adaptive-tree", {}, [], 0)
+    >>> model.learn([{"x": 1.0}, {"x": 1.0}], ["yes", "yes"])
+    [None, 'yes']
     """
 
     def __init__(
         self,
-        name: RiverModelName,
-        parameters: Parameters,
-        features: Sequence[FeatureConfig],
+        name: str,
+        parameters: Mapping[str, Scalar],
+        nominal: Sequence[str],
         seed: int,
         *,
         number: bool = False,
     ) -> None:
-        """``number``: it predicts a number, and labels are float64 [n], as its answers are.
+        """nominal: the columns whose values are names. ``number``: it predicts a number.
 
         Raises ValueError where there is no such model, or it has no such parameters.
         """
-        self._features = [(f.name, f.named) for f in features]
-        self._number = number
-        nominal = [f.name for f in features if f.named]
         make = (_OF_NUMBERS if number else _OF_CLASSES).get(name)
         if make is None:
-            raise ValueError(
-                f"river's {name} does not predict numbers: {', '.join(_OF_NUMBERS)} do"
-            )
+            known = ", ".join(_OF_NUMBERS if number else _OF_CLASSES)
+            what = "predicts numbers" if number else "is known"
+            raise ValueError(f"no model {name!r} of river {what}: there are {known}")
+        if not all(isinstance(value, Scalar) for value in parameters.values()):
+            raise ValueError(f"the parameters of river's {name} must be plain values")
         try:
-            self._model = make(dict(parameters), nominal, seed)
+            self._model = make(dict(parameters), list(nominal), seed)
         except (TypeError, ValueError) as error:
             raise ValueError(f"river's {name} cannot be made so: {error}") from error
 
-    def answer(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Its classes for inputs [n], object [n] of str; None where it knows no class yet."""
-        found = self._empty(len(inputs))
-        for i, row in enumerate(self._rows(inputs)):
-            found[i] = self._model.predict_one(row)
-        return found
+    def answer(self, rows: Sequence[Row]) -> list[Any]:
+        """Its class, or number, for each row; None where it knows no class yet."""
+        return [self._model.predict_one(row) for row in rows]
 
-    def learn(self, inputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
-        """Learn inputs [n], labels object [n] of str, in order; what it answered before each."""
-        found = self._empty(len(inputs))
-        for i, (row, label) in enumerate(zip(self._rows(inputs), labels.tolist(), strict=True)):
-            found[i] = self._model.predict_one(row)
+    def learn(self, rows: Sequence[Row], labels: Sequence[Any]) -> list[Any]:
+        """Learn rows in order; what it answered before each."""
+        found = []
+        for row, label in zip(rows, labels, strict=True):
+            found.append(self._model.predict_one(row))
             self._model.learn_one(row, label)
         return found
 
-    def _empty(self, n: int) -> NDArray[Any]:
-        return np.empty(n, dtype=np.float64 if self._number else object)
+    def teach(self, rows: Sequence[Row], labels: Sequence[Any]) -> None:
+        """As `learn`, without asking."""
+        for row, label in zip(rows, labels, strict=True):
+            self._model.learn_one(row, label)
 
-    def _rows(self, inputs: NDArray[Any]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [{} for _ in range(len(inputs))]
-        for name, named in self._features:
-            for row, value in zip(rows, inputs[name].tolist(), strict=True):
-                if value is not None and (named or value == value):
-                    row[name] = value
-        return rows
+    def probabilities(self, rows: Sequence[Row], classes: Sequence[Hashable]) -> NDArray[Any]:
+        """Float64 [n, k], of ``classes``; alike for all where it knows nothing yet."""
+        found = np.zeros((len(rows), len(classes)))
+        place = {name: i for i, name in enumerate(classes)}
+        for i, row in enumerate(rows):
+            for name, share in self._model.predict_proba_one(row).items():
+                if name in place:
+                    found[i, place[name]] = share
+        total = found.sum(axis=1, keepdims=True)
+        alike = np.full_like(found, 1 / max(len(classes), 1))
+        shares: NDArray[Any] = np.divide(found, total, out=alike, where=total > 0)
+        return shares
 
 
 def _forest(parameters: dict[str, Any], nominal: list[str], seed: int) -> Any:
@@ -125,7 +131,7 @@ def _river(module: str) -> Any:
     return importlib.import_module(f"river.{module}")
 
 
-_Makers = dict[RiverModelName, Callable[[dict[str, Any], list[str], int], Any]]
+_Makers = dict[str, Callable[[dict[str, Any], list[str], int], Any]]
 
 _OF_NUMBERS: _Makers = {
     "adaptive-random-forest": _forest_of_numbers,
