@@ -36,7 +36,7 @@ from daemon.stream_config import (
     SourceConfig,
     TopicLettersConfig,
 )
-from deploy.config import ServerConfig
+from deploy.config import ExportConfig, ServerConfig
 from drift.config import DriftConfig
 from learn.config import LearnConfig, MemoryConfig, ModelConfig
 from registry.config import RegistryConfig
@@ -102,6 +102,9 @@ class Config(Section):
     )
     registry: RegistryConfig = Field(
         default_factory=RegistryConfig, description="Where the versions lie."
+    )
+    export: ExportConfig = Field(
+        default_factory=ExportConfig, description="How a model becomes ONNX, and that INT8."
     )
     server: ServerConfig = Field(
         default_factory=ServerConfig, description="The inference server, `driftd serve`."

@@ -38,10 +38,10 @@ class Job:
 
     ``labels`` are the new version's classes, in order; the examples' labels index into them.
     ``parent`` is the folder of the version to start from, None for the very first one.
-    ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn`` are the
-    config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that suffices;
-    examples of an arrival before ``onset`` are replayed. ``excluded`` are the offset ranges that
-    the examples leave out, for the lineage.
+    ``candidates`` are (version, folder) pairs, for a recall. ``model``, ``learn``, ``export`` are
+    the config sections as plain values. ``target`` is the validation accuracy, 0 to 1, that
+    suffices; examples of an arrival before ``onset`` are replayed. ``excluded`` are the offset
+    ranges that the examples leave out, for the lineage.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Job:
     target: float | None = None
     onset: int = 0
     excluded: list[dict[str, Any]] = field(default_factory=list)
+    export: dict[str, Any] = field(default_factory=dict)
 
     def write(
         self,

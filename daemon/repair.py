@@ -596,6 +596,7 @@ class Repair:
             threads=self.config.trainer.threads,
             cpu_seconds=self.config.policy.cpu_seconds_per_refresh,
             model=self.config.model.model_dump(mode="json"),
+            export=self.config.export.model_dump(mode="json"),
             learn=self.config.learn.model_dump(mode="json"),
             candidates=[
                 (version, str(self.registry.path(version, verify=False)))

@@ -80,6 +80,7 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
             threads=config.trainer.threads,
             cpu_seconds=config.policy.cpu_seconds_per_refresh,
             model=config.model.model_dump(mode="json"),
+            export=config.export.model_dump(mode="json"),
             learn=lineage["strategy_settings"],
             excluded=lineage.get("excluded", []),
             target=lineage["target"],

@@ -21,7 +21,14 @@ from scipy.special import softmax
 from daemon.evidence import Outcomes
 from deploy.preprocess import Preprocessor
 from deploy.river_version import RIVER_FILE
-from deploy.session import Head, Prediction, Session, predicts_number, read_head
+from deploy.session import (
+    QUANTISATION_FILE,
+    Head,
+    Prediction,
+    Session,
+    predicts_number,
+    read_head,
+)
 from learn.number_scale import NumberScale
 from registry.manifest import Manifest
 
@@ -29,6 +36,7 @@ ENCODER_FILES = (
     "encoder.safetensors",
     "delta.safetensors",
     RIVER_FILE,
+    QUANTISATION_FILE,
     "preprocess.json",
     "tokenizer.json",
 )

@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from daemon.job import EMBEDDED, PROGRESS, TRAINING, VERSION, Job, Result, read_examples
 from daemon.served import scale_of
 from daemon.version_files import INHERITED, code_version, inherited, write_version
+from deploy.config import ExportConfig
 from deploy.measure import Alike, measure
 from deploy.preprocess import (
     CUT,
@@ -39,7 +40,7 @@ from deploy.preprocess import (
     load_preprocessor,
 )
 from deploy.river_version import RIVER_FILE, Recipe, RiverVersion
-from deploy.session import DESCRIPTION_FILE, HEAD_FILE, MODEL_FILE, Session
+from deploy.session import DESCRIPTION_FILE, HEAD_FILE, Session
 from learn.config import LearnConfig, ModelConfig
 from learn.curation import curate
 from learn.examples import Examples
@@ -137,7 +138,7 @@ def begin(job: Job, examples: Examples, out: Path) -> None:
     preprocess.save(out)
     model = create_model(config, job.labels, preprocess, job.seed)
     model.save(out)
-    _export(out, model, preprocess)
+    _export(job, out, model, preprocess, examples)
 
 
 def begin_river(job: Job, examples: Examples, out: Path) -> Result:
@@ -183,12 +184,13 @@ def begin_river(job: Job, examples: Examples, out: Path) -> Result:
     return _trained(job, examples, update, metrics, preprocess, job.labels)
 
 
-def _export(out: Path, model: Model, preprocess: Any) -> None:
-    from deploy.export import export_onnx, quantize_int8
+def _export(job: Job, out: Path, model: Model, preprocess: Any, examples: Examples) -> None:
+    from deploy.export import export_onnx, quantize_version
 
-    fp32 = out.parent / FP32
-    export_onnx(model.module, preprocess.sample(2).feeds(), fp32)
-    quantize_int8(fp32, out / MODEL_FILE)
+    fp32, config = out.parent / FP32, ExportConfig(**job.export)
+    export_onnx(model.module, preprocess.sample(2).feeds(), fp32, config)
+    newest = np.argsort(-examples.arrivals, kind="stable")[: config.calibration_events]
+    quantize_version(fp32, out, preprocess, examples.inputs[newest], config)
 
 
 def create_preprocessor(config: ModelConfig, examples: Examples) -> Preprocessor:
@@ -259,8 +261,10 @@ def refresh(
     if session.number and scale is None:
         scale = _scale(update.head, learned, validation)
     write_version(job.labels, update, parent, out, scale)
-    if update.parts:
-        _export(out, _load(out, preprocess, job.labels, "cpu"), preprocess)
+    # Static scales are those of the encoder that they were calibrated on.
+    moved = update.encoder and not given and job.export.get("activations") == "static"
+    if update.parts or moved:
+        _export(job, out, _load(out, preprocess, job.labels, "cpu"), preprocess, examples)
     served = Session.open(out, threads=job.threads)
     sample = validation if len(validation) else learned
     sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))

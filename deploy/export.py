@@ -8,30 +8,51 @@ in the graph, so that later weights are patched in and not exported again.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from deploy.config import ExportConfig
 from deploy.errors import ExportError
 from deploy.graph import Marks, initializers
-from deploy.preprocess import Feeds
-from deploy.session import HEAD_BIAS, HEAD_WEIGHT, Prediction, run_graph
+from deploy.measure import Alike, measure
+from deploy.preprocess import Feeds, Inputs, Preprocessor, load_preprocessor
+from deploy.session import (
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    MODEL_FILE,
+    QUANTISATION_FILE,
+    Prediction,
+    Session,
+    run_graph,
+)
 
 Arrays = dict[str, NDArray[np.float32]]
 
 # The feeds whose second axis is a length, not a width.
 _SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
+_QUANTISED = ("MatMul", "Gather")
+_CALIBRATED_AT_ONCE = 16
+_ORT_WARNING, _ORT_ERROR = 2, 3  # onnxruntime's levels; the first is its default
 _HEAD_NODES = ("head/MatMul", "head/Add", "head/Softmax")
 
 
@@ -62,30 +83,142 @@ def export_onnx(
     _verify(module, out, feeds, marks, config.tolerance)
 
 
-def quantize_int8(fp32: Path, out: Path, config: ExportConfig | None = None) -> None:
+def quantize_int8(
+    fp32: Path,
+    out: Path,
+    config: ExportConfig | None = None,
+    calibration: Iterable[Feeds] = (),
+) -> None:
     """Write the INT8 form of a graph made by `export_onnx`.
 
-    Weights are signed and symmetric, one scale a column; activations are quantised as they
-    come (dynamic). Embedding tables are INT8 too; the head stays FP32 and overridable.
+    Weights are signed and symmetric, one scale a column; activations are quantised as they come
+    (dynamic), or by their extremes on ``calibration``, batches of feeds, if the config says static.
+    Embedding tables are INT8 too; the head stays FP32 and overridable.
+
+    Raises `ExportError` for static activations without a batch to calibrate on.
     """
     config = config or ExportConfig()
-    quiet = logging.getLogger()
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it advises a pre-processing that gains nothing here
-    try:
-        quantize_dynamic(
-            str(fp32),
-            str(out),
-            op_types_to_quantize=["MatMul", "Gather"],
-            per_channel=config.per_channel,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(_HEAD_NODES),
-            # The exporter leaves some tensors without a type; all of them are float.
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},
-        )
-    finally:
-        quiet.setLevel(level)
+    # The exporter leaves some tensors without a type; all of them are float.
+    options: dict[str, Any] = {"DefaultTensorType": TensorProto.FLOAT}
+    common: dict[str, Any] = {"op_types_to_quantize": list(_QUANTISED), "extra_options": options}
+    common |= {"per_channel": config.per_channel, "weight_type": QuantType.QInt8}
+    with _quiet():
+        if config.activations == "dynamic":
+            quantize_dynamic(str(fp32), str(out), nodes_to_exclude=list(_HEAD_NODES), **common)
+        else:
+            batches = _Batches(calibration)
+            # What a product gives stays FP32: quantising that too costs half a point, and time.
+            options["OpTypesToExcludeOutputQuantization"] = list(_QUANTISED)
+            quantize_static(
+                str(fp32),
+                str(out),
+                batches,
+                quant_format=QuantFormat.QDQ,
+                nodes_to_exclude=[*_HEAD_NODES, *_products_of_activations(fp32)],
+                **common,
+            )
     _store_as_bytes(out)
+
+
+def quantize_version(
+    fp32: Path,
+    folder: Path,
+    preprocessor: Preprocessor,
+    inputs: Inputs,
+    config: ExportConfig | None = None,
+) -> None:
+    """Write the INT8 graph of the version in ``folder``, and what its scales rest on, if static.
+
+    inputs: [n], of which the first `calibration_events` fix static activations.
+    """
+    config = config or ExportConfig()
+    graph, note = folder / MODEL_FILE, folder / QUANTISATION_FILE
+    for old in (graph, note):  # they may be links to another version's
+        old.unlink(missing_ok=True)
+    quantize_int8(fp32, graph, config, calibration(preprocessor, inputs, config))
+    if config.activations == "static":
+        # Two encoders of the same weights embed alike only if they are quantised alike.
+        digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+        about = {"activations": "static", "events": min(len(inputs), config.calibration_events)}
+        note.write_text(json.dumps({**about, "calibrated": digest}, indent=1))
+
+
+def export_version(
+    module: torch.nn.Module,
+    folder: Path,
+    inputs: Inputs,
+    labels: NDArray[Any],
+    *,
+    fp32: Path,
+    calibrate_on: Inputs | None = None,
+    right: Alike = np.equal,
+    config: ExportConfig | None = None,
+) -> dict[str, float]:
+    """All of it in one call: export, quantise and measure a version's module.
+
+    folder: has the version's other files (`Session.open` says which), and gets its INT8 graph; the
+    FP32 graph goes to ``fp32``. inputs [n], labels [n], right: as `deploy.measure.measure` takes
+    them. calibrate_on: what fixes static activations, by default the inputs themselves.
+
+    Returns what `measure` does. Raises `ExportError`, and `LoadError` if the parts do not fit.
+    """
+    preprocessor = load_preprocessor(folder)
+    export_onnx(module, preprocessor(inputs[:2]), fp32, config)
+    quantize_version(
+        fp32, folder, preprocessor, inputs if calibrate_on is None else calibrate_on, config
+    )
+    session = Session.open(folder)
+    session.warm()
+    return measure(session, fp32, inputs, labels, right=right)
+
+
+def calibration(
+    preprocessor: Preprocessor, inputs: Inputs, config: ExportConfig
+) -> Iterator[Feeds]:
+    """Batches for `quantize_int8` of the first `calibration_events` of inputs [n]."""
+    some = inputs[: config.calibration_events]
+    for start in range(0, len(some), _CALIBRATED_AT_ONCE):
+        yield preprocessor(some[start : start + _CALIBRATED_AT_ONCE])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantiser's advice, which gains nothing here, and its sessions' on the head."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    onnxruntime.set_default_logger_severity(_ORT_ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        onnxruntime.set_default_logger_severity(_ORT_WARNING)
+
+
+class _Batches:
+    """Feeds, one batch after the other, as the quantiser asks for them."""
+
+    def __init__(self, batches: Iterable[Feeds]) -> None:
+        self._batches = iter(batches)
+        self._first = next(self._batches, None)
+        if self._first is None:
+            raise ExportError("static activations need inputs to calibrate on: there are none")
+
+    def get_next(self) -> Feeds | None:
+        """The next batch, None after the last."""
+        first, self._first = self._first, None
+        return first if first is not None else next(self._batches, None)
+
+
+def _products_of_activations(fp32: Path) -> list[str]:
+    """The products without a constant factor, as in attention: quantising them gains no size."""
+    model = onnx.load(str(fp32))
+    constants = initializers(model)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and not constants.keys() & set(node.input)
+    ]
 
 
 def _store_as_bytes(graph: Path) -> None:

@@ -27,6 +27,7 @@ from deploy.river_version import RIVER_FILE, RiverVersion
 
 MODEL_FILE = "model.int8.onnx"
 DESCRIPTION_FILE = "model.json"
+QUANTISATION_FILE = "quantisation.json"  # of static activations
 HEAD_FILE = "head.safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 OUTPUTS = ("probabilities", "logits", "embedding")

@@ -56,6 +56,7 @@ COMMANDS = {
     "explain": "explain",
     "replay": "replay",
     "keygen": "keys",
+    "export": "exchange",
     "export-mlflow": "exchange",
     "import-mlflow": "exchange",
 }

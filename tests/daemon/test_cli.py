@@ -28,6 +28,7 @@ VERBS = [
     "journal",
     "init",
     "check",
+    "export",
 ]
 
 

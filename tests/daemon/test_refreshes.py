@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from daemon.job import TRAINING, VERSION, Job, Result
 from daemon.policy_config import TrainerConfig
 from daemon.trainer import ChildProcess, Trainer
 from daemon.trainer_main import run
-from deploy.session import Session
+from deploy.session import QUANTISATION_FILE, Session
 from learn.config import LearnConfig, ModelConfig, TrainingConfig
 from learn.examples import Examples
 from learn.strategies import NAMES
@@ -168,6 +169,31 @@ def test_every_strategy_makes_a_version_that_the_next_can_build_on(
         assert json.loads((second / "model.json").read_text())["parts"] == parts
         assert accuracy(second, examples(60, 5)) > 0.8
         assert again.metrics["agreement"] > 0.9
+
+
+def test_with_static_activations_a_trained_encoder_is_calibrated_anew(
+    make: Make, tmp_path: Path
+) -> None:
+    static = {"activations": "static", "calibration_events": 40}
+    first, folder = refresh(
+        replace(make("head", None), export=static), examples(60), tmp_path / "a"
+    )
+    assert first.outcome == "trained", first.reason
+    note = (folder / QUANTISATION_FILE).read_text()
+    assert json.loads(note)["events"] == 40
+    # A head leaves the graph's scales as they are, an encoder that moved does not.
+    _, refit = refresh(
+        replace(make("head", folder), export=static), examples(60, 2), tmp_path / "b"
+    )
+    assert (refit / QUANTISATION_FILE).read_text() == note
+    trained, moved = refresh(
+        replace(make("partial", folder), export=static), examples(60, 3), tmp_path / "c"
+    )
+    assert trained.outcome == "trained", trained.reason
+    assert (moved / QUANTISATION_FILE).read_text() != note
+    assert (folder / QUANTISATION_FILE).read_text() == note
+    assert trained.metrics["agreement"] >= 0.8
+    assert accuracy(moved, examples(60, 4)) > 0.8
 
 
 BAD: dict[str, Callable[[], Examples]] = {

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from deploy.config import ExportConfig
 from deploy.errors import ExportError, PatchError
-from deploy.export import export_onnx, quantize_int8
+from deploy.export import calibration, export_onnx, export_version, quantize_int8
 from deploy.patch import patch_head, patch_weights, quantize
 from deploy.preprocess import TextPreprocessor
 from deploy.session import HEAD_BIAS, HEAD_WEIGHT, run_graph
@@ -97,6 +97,65 @@ def test_a_patch_equals_a_fresh_export(text, tmp_path, parts):
     fresh = run_graph(tmp_path / "fresh.int8.onnx", feeds).logits
     np.testing.assert_array_equal(patched, fresh)
     assert np.abs(patched - run_graph(text.int8, feeds).logits).max() > 0.01
+
+
+def dequantised(weights, name):
+    name = name.removesuffix("_quantized")
+    levels = weights[f"{name}_quantized"].astype(np.float32)
+    return (levels - weights[f"{name}_zero_point"]) * weights[f"{name}_scale"]
+
+
+@pytest.mark.parametrize("kind", ["text", "table"])
+def test_static_activations_do_not_depend_on_what_shares_the_batch(kind, request, tmp_path):
+    sample = request.getfixturevalue(kind)
+    config = ExportConfig(activations="static", calibration_events=40)
+    out = tmp_path / "static.onnx"
+    feeds = sample.preprocessor(sample.inputs)
+    quantize_int8(sample.fp32, out, config, calibration(sample.preprocessor, sample.inputs, config))
+    exact, static = run_graph(sample.fp32, feeds).logits, run_graph(out, feeds).logits
+    assert (exact.argmax(1) == static.argmax(1)).mean() >= 0.9
+    assert np.abs(exact - static).mean() < 0.1
+    weights, dynamic = weights_of(out), weights_of(sample.int8)
+    for name in (name for name in dynamic if name.endswith("_quantized")):
+        ours, theirs = dequantised(weights, name), dequantised(dynamic, name)
+        np.testing.assert_allclose(ours, theirs, atol=np.abs(theirs).max() / 127)
+    alone = [run_graph(out, sample.preprocessor(sample.inputs[i : i + 1])).logits for i in (0, 7)]
+    np.testing.assert_allclose(np.concatenate(alone), static[[0, 7]], atol=1e-5)
+    dynamic = run_graph(sample.int8, feeds).logits
+    lone = run_graph(sample.int8, sample.preprocessor(sample.inputs[7:8])).logits
+    assert np.abs(lone[0] - dynamic[7]).max() > 1e-5
+    operators = {node.op_type for node in onnx.load(str(out)).graph.node}
+    assert "DynamicQuantizeLinear" not in operators
+
+
+def test_a_patch_of_a_static_graph_keeps_its_scales(text, tmp_path):
+    config = ExportConfig(activations="static")
+    static = tmp_path / "static.onnx"
+    quantize_int8(text.fp32, static, config, calibration(text.preprocessor, text.inputs, config))
+    module = copy.deepcopy(text.module)
+    patch_weights(static, disturb(module, "layer.1", "head"), tmp_path / "patched.onnx")
+    feeds = text.preprocessor(text.inputs)
+    with torch.inference_mode():
+        wanted = module(**{k: torch.from_numpy(v) for k, v in feeds.items()})[1].numpy()
+    found = run_graph(tmp_path / "patched.onnx", feeds).logits
+    assert (found.argmax(1) == wanted.argmax(1)).mean() >= 0.9
+    assert np.abs(found - run_graph(static, feeds).logits).max() > 0.01
+
+
+def test_static_activations_need_inputs(text, tmp_path):
+    with pytest.raises(ExportError, match="inputs to calibrate on"):
+        quantize_int8(text.fp32, tmp_path / "x.onnx", ExportConfig(activations="static"))
+
+
+def test_one_call_exports_quantises_and_measures(text, tmp_path):
+    folder = text.write(tmp_path / "version")
+    (folder / "model.int8.onnx").unlink()
+    labels = np.array([i % 3 for i in range(len(text.inputs))])
+    found = export_version(text.module, folder, text.inputs, labels, fp32=tmp_path / "fp32.onnx")
+    assert found["size_bytes"] == (folder / "model.int8.onnx").stat().st_size
+    assert found["fp32_size_bytes"] == (tmp_path / "fp32.onnx").stat().st_size
+    assert found["agreement"] >= 0.9
+    assert {"accuracy", "latency_ms", "fp32_latency_ms", "size_ratio"} <= found.keys()
 
 
 def test_a_patch_of_the_fp32_graph_and_of_a_table(table, tmp_path):
