@@ -16,6 +16,7 @@ from daemon.rivals import Rivals, table_rows
 from deploy.river_model import RiverModel
 from learn.config import FeatureConfig, ModelConfig
 from tests.daemon.loops import loop_of
+from tests.daemon.tables import write_turning
 
 WARM_UP, TURN, ROWS = 300, 600, 1100
 
@@ -23,14 +24,7 @@ WARM_UP, TURN, ROWS = 300, 600, 1100
 @pytest.fixture
 def config(tmp_path):
     """What the classes mean turns over at `TURN`; a pinned champion does not follow."""
-    random = np.random.default_rng(2)
-    lines = []
-    for i in range(ROWS):
-        x, kind = random.normal(), str(random.choice(["p", "q"]))
-        truth = ((x > 0) == (kind == "p")) != (i >= TURN)
-        row = {"x": x if i % 11 else None, "kind": kind, "label": "yes" if truth else "no"}
-        lines.append(json.dumps({"id": f"e{i}", "at": 1_700_000_000 + i, **row}))
-    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    write_turning(tmp_path / "events.jsonl", ROWS, TURN)
     features = [{"name": "x"}, {"name": "kind", "kind": "categorical"}]
     rivals = [{"model": "hoeffding-adaptive-tree"}]
     rivals += [{"model": "adaptive-random-forest", "parameters": {"n_models": 3}}]

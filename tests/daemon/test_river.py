@@ -1,6 +1,5 @@
 """A model of river as champion: versions, gate, rollback and restart as of any other model."""
 
-import json
 import threading
 
 import numpy as np
@@ -14,6 +13,7 @@ from deploy.river_version import RIVER_FILE
 from deploy.session import MODEL_FILE
 from learn.config import ModelConfig
 from tests.daemon.loops import loop_of
+from tests.daemon.tables import write_turning
 
 TURN, ROWS = 900, 2600
 
@@ -21,15 +21,7 @@ TURN, ROWS = 900, 2600
 @pytest.fixture
 def config(tmp_path):
     """What the classes mean turns over at `TURN`; a number beside it follows the same."""
-    random = np.random.default_rng(2)
-    lines = []
-    for i in range(ROWS):
-        x, kind = random.normal(), str(random.choice(["p", "q"]))
-        truth = ((x > 0) == (kind == "p")) != (i >= TURN)
-        row = {"x": x if i % 11 else None, "kind": kind, "label": "yes" if truth else "no"}
-        row["size"] = 10.0 * truth + random.normal(0, 0.5)
-        lines.append(json.dumps({"id": f"e{i}", "at": 1_700_000_000 + i, **row}))
-    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    write_turning(tmp_path / "events.jsonl", ROWS, TURN)
     features = [{"name": "x"}, {"name": "kind", "kind": "categorical"}]
     return Config.model_validate(
         {
