@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from deploy.config import ServerConfig
-from deploy.engine import Asked, Engine, Left, Loaded
+from deploy.connection import Left
+from deploy.engine import Asked, Engine, Loaded
 from deploy.errors import DeadlineError, DeployError, TooLargeError, UnknownModelError
 from deploy.metrics import NO_VERSION, Metrics
 from deploy.prediction_log import plain_items

@@ -233,7 +233,7 @@ class _Api:
             chosen.asked(request.tensors),
             items=request.items,
             size=len(body),
-            left=lambda: _left(call.request),
+            left=call.request.scope.get("left"),
             due=call.request.scope.get("due"),
         )
         answer = write_infer(
@@ -263,7 +263,7 @@ class _Api:
             Asked(chosen.id, encode, lambda: request.values),
             items=len(request.values),
             size=len(body),
-            left=lambda: _left(call.request),
+            left=call.request.scope.get("left"),
             due=call.request.scope.get("due"),
         )
         return _json(write_plain(request, loaded.version, loaded.session.classes, prediction))
@@ -333,12 +333,6 @@ async def _operated(work: Callable[[], Awaitable[object]]) -> Response:
         return _json(dump(await work()))
     except DeployError as error:
         return _error(error)
-
-
-async def _left(request: Request) -> None:
-    """Return when the client has closed the connection; its body has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _json_bytes(request: Request) -> int | None:
