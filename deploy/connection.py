@@ -4,6 +4,7 @@ Without it a connection that never finishes the head of a request stays open, an
 for as long as its client likes. Bodies have a limit of their own, in `deploy.api`. And an answer
 leaves in one piece: uvicorn's two cost a system call more, and its client often a wait. Whoever
 works for a client can have itself called when that leaves: by ``left`` in the request's scope.
+``whole`` is in it once all of the body is here, so that nobody need wait for it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ def connection(head_seconds: float) -> type[HttpToolsProtocol]:
             self._in_head = False
             self._forget()
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self.scope["whole"] = True  # type: ignore[typeddict-unknown-key]
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
