@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploy.access import guarded
 from deploy.answering import ID, KEY, STATUS, Answering, Chosen, aside
+from deploy.connection import Refuse
 from deploy.crew import Crew
 from deploy.engine import Asked, Loaded
 from deploy.errors import (
@@ -54,6 +55,11 @@ _EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
 _DEADLINE, _JSON_BYTES, _KEY, _ID = (
     name.lower().encode() for name in (DEADLINE, JSON_BYTES, KEY, ID)
+)
+
+_REFUSAL = (
+    b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: %d\r\n"
+    b"content-type: application/json\r\nretry-after: %d\r\n\r\n%b"
 )
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -130,9 +136,7 @@ class _Inference:
             scope["due"] = due = _due(scope["headers"])
             self._answering.admit(due)
         except DeployError as error:
-            champion = self._answering.engine.lineup.champion
-            version = NO_VERSION if champion is None else champion.version
-            self._answering.done(protocol, version, begun, error)
+            _refused(self._answering, protocol, begun, error)
             await _error(error)(scope, receive, send)
             return
         if protocol == "plain":
@@ -146,11 +150,44 @@ class _Inference:
         await response(scope, receive, send)
 
 
+def refusing(answering: Answering) -> Refuse | None:
+    """What refuses inferences while the queue is full, a third as dear as the application.
+
+    None where that must not be: who may not ask is told so first, and traces hold every request.
+    """
+    if answering.config.access.tokens is not None or answering.engine.traces is not None:
+        return None
+
+    def refuse(method: bytes, url: bytes) -> bytes | None:
+        try:
+            answering.admit()
+        except QueueFullError as error:
+            begun = time.perf_counter()
+            protocol = _asked(method.decode(), url.partition(b"?")[0].decode())
+            if protocol is None:
+                return None
+            _refused(answering, protocol, begun, error)
+            body = dump({"error": str(error)})
+            return _REFUSAL % (len(body), error.retry_after, body)
+        return None
+
+    return refuse
+
+
+def _refused(answering: Answering, protocol: str, begun: float, error: DeployError) -> None:
+    champion = answering.engine.lineup.champion
+    version = NO_VERSION if champion is None else champion.version
+    answering.done(protocol, version, begun, error)
+
+
 def _protocol(scope: Scope) -> str | None:
     """The protocol of an inference; None for anything else."""
-    if scope["type"] != "http" or scope["method"] != "POST":
+    return _asked(scope["method"], scope["path"]) if scope["type"] == "http" else None
+
+
+def _asked(method: str, path: str) -> str | None:
+    if method != "POST":
         return None
-    path: str = scope["path"]
     if path == "/predict":
         return "plain"
     return "v2" if path.endswith("/infer") else None

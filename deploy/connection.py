@@ -4,7 +4,8 @@ Without it a connection that never finishes the head of a request stays open, an
 for as long as its client likes. Bodies have a limit of their own, in `deploy.api`. And an answer
 leaves in one piece: uvicorn's two cost a system call more, and its client often a wait. Whoever
 works for a client can have itself called when that leaves: by ``left`` in the request's scope.
-``whole`` is in it once all of the body is here, so that nobody need wait for it.
+``whole`` is in it once all of the body is here, so that nobody need wait for it. Under overload
+most requests end here, before there is a scope, a task or a body.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 #: Has something called when the client of a request leaves before its answer; None: nothing more.
 Left: TypeAlias = Callable[[Callable[[], object] | None], None]
 
+#: The whole answer, if a request of this method and URL is refused for want of room.
+Refuse: TypeAlias = Callable[[bytes, bytes], bytes | None]
+
 # Tokens and traces fit many times over.
 _LONGEST_HEAD = 64 * 1024
 
 
-def connection(head_seconds: float) -> type[HttpToolsProtocol]:
-    """The protocol class for uvicorn. head_seconds: longest that the head of a request may take."""
+def connection(head_seconds: float, refuse: Refuse | None = None) -> type[HttpToolsProtocol]:
+    """The protocol class for uvicorn.
+
+    head_seconds: longest that the head of a request may take. refuse: asked when one is there.
+    """
 
     class Connection(HttpToolsProtocol):
         def __init__(self, config: Config, *more: Any, **named: Any) -> None:
@@ -33,6 +40,7 @@ def connection(head_seconds: float) -> type[HttpToolsProtocol]:
             self._head_bytes = 0
             self._too_slow: asyncio.TimerHandle | None = None
             self._leaving: Callable[[], object] | None = None
+            self._refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
@@ -56,15 +64,29 @@ def connection(head_seconds: float) -> type[HttpToolsProtocol]:
             self.scope["left"] = self._left  # type: ignore[typeddict-unknown-key]
             self._in_head = True
             self._head_bytes = 0
+            self._refused = False
 
         def on_headers_complete(self) -> None:
             self._in_head = False
             self._forget()
+            if refuse is not None and (self.cycle is None or self.cycle.response_complete):
+                answer = refuse(self.parser.get_method(), self.url)
+                if answer is not None:
+                    self._refused = True  # its body is passed over
+                    self.transport.write(answer)
+                    if not self.parser.should_keep_alive():
+                        self.transport.close()
+                    return
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            if not self._refused:
+                super().on_body(body)
+
         def on_message_complete(self) -> None:
-            super().on_message_complete()
-            self.scope["whole"] = True  # type: ignore[typeddict-unknown-key]
+            if not self._refused:
+                super().on_message_complete()
+                self.scope["whole"] = True  # type: ignore[typeddict-unknown-key]
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)

@@ -23,7 +23,7 @@ import uvloop
 
 from deploy.access import exposures
 from deploy.answering import Answering
-from deploy.api import create_app
+from deploy.api import create_app, refusing
 from deploy.config import ServerConfig
 from deploy.connection import connection
 from deploy.crew import Crew
@@ -96,7 +96,7 @@ class InferenceServer:
             self._rpc = _rpc_server(answering, repository, tls, shared=crew is not None)
         http = uvicorn.Config(
             app,
-            http=connection(config.body_seconds),
+            http=connection(config.body_seconds, refusing(answering)),
             ws="none",
             lifespan="off",
             log_config=None,
