@@ -118,7 +118,9 @@ def test_a_patch_of_the_same_shapes_writes_no_message_anew(text, tmp_path, monke
     onnx.checker.check_model(str(tmp_path / "patched.onnx"))
 
 
-def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path):
+@pytest.mark.parametrize("large", [64 * 1024, 1])
+def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path, monkeypatch, large):
+    monkeypatch.setattr("deploy.onnx_bytes._LARGE", large)  # what is not read but to be copied
     graph = tmp_path / "m.onnx"
     graph.write_bytes(text.int8.read_bytes())
     weight = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
@@ -141,6 +143,13 @@ def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path):
 def test_patches_that_do_not_fit(text, tmp_path, weights, message):
     with pytest.raises(PatchError, match=message):
         patch_weights(text.int8, weights, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x03", b"\x80" * 50])
+def test_what_is_no_graph_is_not_patched(tmp_path, data):
+    (tmp_path / "no.onnx").write_bytes(data)
+    with pytest.raises(PatchError):
+        patch_head(tmp_path / "no.onnx", np.ones((2, 2)), np.ones(2), tmp_path / "m.onnx")
 
 
 def test_parameters_that_the_graph_does_not_use_are_passed_over(text, tmp_path):
