@@ -9,6 +9,7 @@ full run takes a quarter of an hour, and some minutes more where it makes the en
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 import time
@@ -53,6 +54,7 @@ PEERS = {  # requirements, path, body
 }
 SCRIPT = Path(__file__).with_name("_peers_serve.py")
 TEXT_CLIENTS = 128
+TOGETHER = 8  # texts in a request, where the cost of a request is to be told from a text's
 PEER_SECONDS = 10.0
 LOOK_SECONDS = 0.01  # between two looks whether the new version answers: a server nearly idle
 SWAPS = 200
@@ -170,6 +172,8 @@ def text_model(quick: bool, folder: Path) -> Iterator[Row]:
     with serving(folder) as server:
         found = server.load(folder, "/predict", model.bodies, seconds, clients=TEXT_CLIENTS)
         one = server.load(folder, "/predict", model.bodies, seconds, clients=1)
+        clients = TEXT_CLIENTS // TOGETHER  # as many texts under way
+        together = server.load(folder, "/predict", _together(model), seconds, clients=clients)
     after = alone()
     bare = (before + after) / 2
     note = f"batches of 32, no tokenising; {before:.0f} before and {after:.0f} after the server"
@@ -179,10 +183,20 @@ def text_model(quick: bool, folder: Path) -> Iterator[Row]:
     yield row("text: server", found["per_second"], "1/s", note=note)
     share = 100 * found["per_second"] / bare
     yield row("text: server, of the bare session", share, "%", ">= 90", "tokenising and HTTP too")
+    share = 100 * TOGETHER * together["per_second"] / bare
+    note = f"the same texts by {clients} clients: a request's own cost is shared; {_said(together)}"
+    figure = f"text: server, of the bare session, {TOGETHER} texts a request"
+    yield row(figure, share, "%", note=note)
     yield row("text: server over PyTorch", found["per_second"] / torch_rate, "x", ">= 4")
     note = f"{one['p50_ms']:.2f} ms against {torch_ms:.2f} ms; the server's over HTTP"
     yield row("text: latency at one client, PyTorch over the server", torch_ms / one["p50_ms"],
               "x", ">= 6", note)  # fmt: skip
+
+
+def _together(model: Text) -> list[bytes]:
+    """Requests of several texts each."""
+    ends = range(TOGETHER, len(model.inputs) + 1, TOGETHER)
+    return [json.dumps({"inputs": list(model.inputs[n - TOGETHER : n])}).encode() for n in ends]
 
 
 def _cost(figure: str, ours: Bits, theirs: Bits, target: str = "") -> Row:

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from deploy.config import ServerConfig
-from deploy.engine import Asked, Engine, Left, Loaded
+from deploy.connection import Left
+from deploy.engine import Asked, Engine, Loaded
 from deploy.errors import DeadlineError, DeployError, TooLargeError, UnknownModelError
 from deploy.metrics import NO_VERSION, Metrics
 from deploy.prediction_log import plain_items
@@ -85,19 +86,13 @@ class Answering:
             raise UnknownModelError(f"no model {name!r} here: it is called {self.config.name!r}")
         return self.engine.pick(version)
 
-    def choose(
-        self, sent: Mapping[str, str], identity: str | None = None, version: str | None = None
-    ) -> Chosen:
+    def choose(self, key: str, id: str, version: str | None = None) -> Chosen:
         """Who answers: the version of that name, else whom the routing gives this request's key.
 
-        sent: what came beside the request, its `KEY` and `ID`. identity: the request's own id.
+        key, id: what came with the request, its `KEY` and its `ID`; empty if it has none.
         Raises `UnknownVersionError` or `NotReadyError`.
         """
-        id = identity or sent.get(ID) or ""
-        if version is None:
-            loaded = self.engine.route(sent.get(KEY) or id)
-        else:
-            loaded = self.engine.pick(version)
+        loaded = self.engine.route(key or id) if version is None else self.engine.pick(version)
         # A label can come later, under the id.
         made = not id and self.config.prediction_log is not None
         return Chosen(loaded, uuid.uuid4().hex if made else id, made)

@@ -1,14 +1,15 @@
 """The HTTP face of an engine: routes, limits, status codes, metrics.
 
 A Starlette application that adds nothing to the engine: what a request means is in
-`deploy.protocol`, what becomes of it in `deploy.engine`.
+`deploy.protocol`, what becomes of it in `deploy.engine`. Inferences pass its router by.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploy.access import guarded
-from deploy.answering import ID, STATUS, Answering, Chosen, aside
+from deploy.answering import ID, KEY, STATUS, Answering, Chosen, aside
+from deploy.connection import Refuse
 from deploy.crew import Crew
 from deploy.engine import Asked, Loaded
 from deploy.errors import (
@@ -51,7 +53,16 @@ _LONGEST_ERROR = 1000
 
 _EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
-_DEADLINE = DEADLINE.lower().encode()
+_DEADLINE, _JSON_BYTES, _KEY, _ID = (
+    name.lower().encode() for name in (DEADLINE, JSON_BYTES, KEY, ID)
+)
+
+_REFUSAL = (
+    b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: %d\r\n"
+    b"content-type: application/json\r\nretry-after: %d\r\n\r\n%b"
+)
+
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 _INDEX = {
     "name": "driftd",
@@ -65,10 +76,14 @@ _INDEX = {
 
 @dataclass(slots=True)
 class _Call:
-    """One inference request on its way, for the metrics and the answer's headers."""
+    """One inference request on its way, for the metrics and the answer's headers.
+
+    sent: its headers.
+    """
 
     request: Request
     protocol: str
+    sent: Mapping[bytes, bytes]
     version: str = NO_VERSION
     chosen: Chosen | None = None
 
@@ -91,45 +106,88 @@ def create_app(
         ],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
     )
-    admitting = _Admission(app, answering)
+    inferring = _Inference(app, api, answering)
     traces = answering.engine.traces
-    guarding = guarded(admitting, config.access, partial(needed, config), answering.refused)
+    guarding = guarded(inferring, config.access, partial(needed, config), answering.refused)
     return guarding if traces is None else traces.around(guarding, _protocol)
 
 
-class _Admission:
-    """ASGI middleware: refuses what could not be answered before anything else is done for it.
+class _Inference:
+    """ASGI middleware: answers inferences, and refuses them early where they could not be answered.
 
-    Under overload most requests end here, so it must cost little. Leaves the request's deadline,
-    if it has one, in the ASGI scope as ``due``, by `time.monotonic`.
+    They are most of all requests, so each must cost little: Starlette's tour of its routes costs
+    more than to read one, and under overload most are refused. Leaves the request's deadline, if
+    it has one, in the ASGI scope as ``due``, by `time.monotonic`.
     """
 
-    def __init__(self, app: ASGIApp, answering: Answering) -> None:
+    def __init__(self, app: ASGIApp, api: _Api, answering: Answering) -> None:
         self._app = app
+        self._api = api
         self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 400, 429 or 504."""
+        """Answer an inference, be it with 400, 429 or 504 at once; pass on anything else."""
         protocol = _protocol(scope)
-        if protocol is not None:
+        if protocol is None:
+            await self._app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        try:
+            scope["due"] = due = _due(scope["headers"])
+            self._answering.admit(due)
+        except DeployError as error:
+            _refused(self._answering, protocol, begun, error)
+            await _error(error)(scope, receive, send)
+            return
+        if protocol == "plain":
+            response = await self._api.predict(Request(scope, receive))
+        elif named := _INFER.fullmatch(scope["path"]):
+            scope["path_params"] = {"name": named[1], "version": named[2]}
+            response = await self._api.infer(Request(scope, receive))
+        else:
+            await self._app(scope, receive, send)
+            return
+        await response(scope, receive, send)
+
+
+def refusing(answering: Answering) -> Refuse | None:
+    """What refuses inferences while the queue is full, a third as dear as the application.
+
+    None where that must not be: who may not ask is told so first, and traces hold every request.
+    """
+    if answering.config.access.tokens is not None or answering.engine.traces is not None:
+        return None
+
+    def refuse(method: bytes, url: bytes) -> bytes | None:
+        try:
+            answering.admit()
+        except QueueFullError as error:
             begun = time.perf_counter()
-            try:
-                scope["due"] = due = _due(scope["headers"])
-                self._answering.admit(due)
-            except DeployError as error:
-                champion = self._answering.engine.lineup.champion
-                version = NO_VERSION if champion is None else champion.version
-                self._answering.done(protocol, version, begun, error)
-                await _error(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+            protocol = _asked(method.decode(), url.partition(b"?")[0].decode())
+            if protocol is None:
+                return None
+            _refused(answering, protocol, begun, error)
+            body = dump({"error": str(error)})
+            return _REFUSAL % (len(body), error.retry_after, body)
+        return None
+
+    return refuse
+
+
+def _refused(answering: Answering, protocol: str, begun: float, error: DeployError) -> None:
+    champion = answering.engine.lineup.champion
+    version = NO_VERSION if champion is None else champion.version
+    answering.done(protocol, version, begun, error)
 
 
 def _protocol(scope: Scope) -> str | None:
     """The protocol of an inference; None for anything else."""
-    if scope["type"] != "http" or scope["method"] != "POST":
+    return _asked(scope["method"], scope["path"]) if scope["type"] == "http" else None
+
+
+def _asked(method: str, path: str) -> str | None:
+    if method != "POST":
         return None
-    path: str = scope["path"]
     if path == "/predict":
         return "plain"
     return "v2" if path.endswith("/infer") else None
@@ -192,7 +250,7 @@ class _Api:
 
     async def repository_index(self, request: Request) -> Response:
         async def work() -> object:
-            asked = read_object(await self._body(request))
+            asked = read_object(await self._body(request, _sent(request)))
             entries = await self._repository.index(says(asked, "ready"))
             return [entry._asdict() for entry in entries]
 
@@ -200,7 +258,8 @@ class _Api:
 
     async def repository_load(self, request: Request) -> Response:
         async def work() -> object:
-            version = parameters(read_object(await self._body(request))).get("version")
+            body = await self._body(request, _sent(request))
+            version = parameters(read_object(body)).get("version")
             if version is not None and not isinstance(version, str):
                 raise InputError("the parameter 'version' must be a string")
             await self._repository.load(request.path_params["name"], version)
@@ -215,16 +274,16 @@ class _Api:
         return await _operated(work)
 
     async def infer(self, request: Request) -> Response:
-        return await self._reply(_Call(request, "v2"), self._infer)
+        return await self._reply(_Call(request, "v2", _sent(request)), self._infer)
 
     async def predict(self, request: Request) -> Response:
-        return await self._reply(_Call(request, "plain"), self._predict)
+        return await self._reply(_Call(request, "plain", _sent(request)), self._predict)
 
     async def _infer(self, call: _Call) -> Response:
         loaded = self._pick(call.request)
         call.version = loaded.version
-        json_bytes = _json_bytes(call.request)
-        body = await self._body(call.request)
+        json_bytes = _json_bytes(call.sent)
+        body = await self._body(call.request, call.sent)
         request = await aside(len(body), lambda: read_infer(body, json_bytes))
         chosen = self._choose(call, request.id)
         loaded = chosen.loaded
@@ -233,7 +292,7 @@ class _Api:
             chosen.asked(request.tensors),
             items=request.items,
             size=len(body),
-            left=lambda: _left(call.request),
+            left=call.request.scope.get("left"),
             due=call.request.scope.get("due"),
         )
         answer = write_infer(
@@ -250,7 +309,7 @@ class _Api:
     async def _predict(self, call: _Call) -> Response:
         loaded = self._engine.pick()
         call.version = loaded.version
-        body = await self._body(call.request)
+        body = await self._body(call.request, call.sent)
         request = await aside(len(body), lambda: read_plain(body))
         chosen = self._choose(call)
         loaded = chosen.loaded
@@ -263,7 +322,7 @@ class _Api:
             Asked(chosen.id, encode, lambda: request.values),
             items=len(request.values),
             size=len(body),
-            left=lambda: _left(call.request),
+            left=call.request.scope.get("left"),
             due=call.request.scope.get("due"),
         )
         return _json(write_plain(request, loaded.version, loaded.session.classes, prediction))
@@ -291,41 +350,46 @@ class _Api:
 
     def _choose(self, call: _Call, identity: str | None = None) -> Chosen:
         """Who answers; identity: what the request's body says is its id."""
-        request = call.request
-        version = request.path_params.get("version")
-        call.chosen = self._answering.choose(request.headers, identity, version)
+        version = call.request.path_params.get("version")
+        id = identity or _text(call.sent.get(_ID))
+        call.chosen = self._answering.choose(_text(call.sent.get(_KEY)), id, version)
         call.version = call.chosen.loaded.version
         return call.chosen
 
     def _readiness(self, ready: bool) -> Response:
         return _json(dump({"ready": ready}), 200 if ready else 503)
 
-    async def _body(self, request: Request) -> bytes:
-        if request.headers.get("content-encoding", "identity") != "identity":
+    async def _body(self, request: Request, sent: Mapping[bytes, bytes]) -> bytes:
+        if sent.get(b"content-encoding", b"identity") != b"identity":
             raise InputError("compressed bodies are not supported: send them as they are")
         limit = self._config.max_body_bytes
-        stated = request.headers.get("content-length", "")
+        stated = sent.get(b"content-length", b"")
         if stated.isdigit() and int(stated) > limit:
-            raise TooLargeError(f"the body has {stated} bytes; the limit is {limit}")
-        chunks: list[bytes] = []
-        size = 0
+            raise TooLargeError(f"the body has {int(stated)} bytes; the limit is {limit}")
+        if "whole" in request.scope:  # it came with its head, as most do: nothing to wait for
+            return await _read(request, limit)
         try:
             async with asyncio.timeout(self._config.body_seconds):
-                while True:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGoneError("the client left while sending")
-                    chunk: bytes = message.get("body", b"")
-                    size += len(chunk)
-                    if size > limit:
-                        raise TooLargeError(f"the body is longer than the limit of {limit} bytes")
-                    chunks.append(chunk)
-                    if not message.get("more_body", False):
-                        break
+                return await _read(request, limit)
         except TimeoutError as error:
             seconds = self._config.body_seconds
             raise SlowBodyError(f"the body took longer than {seconds:g} seconds") from error
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("the client left while sending")
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise TooLargeError(f"the body is longer than the limit of {limit} bytes")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _operated(work: Callable[[], Awaitable[object]]) -> Response:
@@ -335,18 +399,21 @@ async def _operated(work: Callable[[], Awaitable[object]]) -> Response:
         return _error(error)
 
 
-async def _left(request: Request) -> None:
-    """Return when the client has closed the connection; its body has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _sent(request: Request) -> dict[bytes, bytes]:
+    """Its headers; of several of one name the first."""
+    return dict(reversed(request.scope["headers"]))
 
 
-def _json_bytes(request: Request) -> int | None:
-    stated = request.headers.get(JSON_BYTES)
+def _text(value: bytes | None) -> str:
+    return value.decode("latin-1") if value else ""
+
+
+def _json_bytes(sent: Mapping[bytes, bytes]) -> int | None:
+    stated = sent.get(_JSON_BYTES)
     if stated is None:
         return None
-    if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
-        raise InputError(f"{JSON_BYTES} must be a whole number, not {stated[:30]!r}")
+    if not (stated.isdigit() and len(stated) < 20):
+        raise InputError(f"{JSON_BYTES} must be a whole number, not {_text(stated)[:30]!r}")
     return int(stated)
 
 

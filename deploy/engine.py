@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from deploy.batcher import Batcher, Job, Outcome, Ran
 from deploy.config import ServerConfig
+from deploy.connection import Left
 from deploy.errors import (
     ClientGoneError,
     DeadlineError,
@@ -41,11 +42,6 @@ if TYPE_CHECKING:
     from deploy.tracing import Traces
 
 log = logging.getLogger("driftd.server")
-
-# How long to wait before watching for a client that leaves: most answers are there by then.
-_PATIENCE_SECONDS = 0.05
-
-Left = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +99,6 @@ class _Ticket(Job):
 
     future: asyncio.Future[Prediction] = field(kw_only=True)
     parts: list[tuple[list[int], Prediction]] = field(default_factory=list)
-    left: asyncio.Task[None] | None = None
 
 
 class Engine:
@@ -222,7 +217,7 @@ class Engine:
     ) -> Prediction:
         """Predict a request's items, in their order.
 
-        left: returns when the client has left; the work is then dropped.
+        left: tells when the client has left; the work is then dropped.
         within: seconds after which the answer is of no use to the client, if it said so.
         asked: for the prediction log, and a challenger that encodes inputs in another way.
         Raises `QueueFullError`, `DeadlineError`, `ClientGoneError`, `InferenceError`,
@@ -242,7 +237,8 @@ class Engine:
         trial = self._lineup.trial
         if trial is not None and trial.split.mode == "shadow":
             self._shadow(trial, ticket, asked)
-        watch = loop.call_later(_PATIENCE_SECONDS, self._watch, ticket, left) if left else None
+        if left is not None:
+            left(partial(_gone, ticket.future))
         failed: DeployError | None = None
         try:
             prediction = await ticket.future
@@ -266,10 +262,8 @@ class Engine:
             if trial is not None:
                 seconds = time.monotonic() - ticket.arrived
                 self._count(trial, loaded, trial.split.outcome(failed, seconds))
-            if watch is not None:
-                watch.cancel()
-            if ticket.left is not None:
-                ticket.left.cancel()
+            if left is not None:
+                left(None)  # a quiet connection would keep the ticket, and its version's memory
 
     def crashed(self, version: str) -> None:
         """A request that this version should have answered failed, by no fault of its client's."""
@@ -381,11 +375,6 @@ class Engine:
                     items
                 )
 
-    def _watch(self, ticket: _Ticket, left: Left) -> None:
-        # Of the ticket only the future: a cancelled task lives on until the garbage collector
-        # comes by, and would keep a version's memory for as long.
-        ticket.left = asyncio.ensure_future(_until_left(ticket.future, left))
-
     def _deliver(self, outcomes: list[Outcome]) -> None:
         """From a worker thread to the event loop."""
         if self._loop is not None and not self._loop.is_closed():
@@ -418,8 +407,7 @@ class Engine:
             queue.observe(seconds)
 
 
-async def _until_left(future: asyncio.Future[Prediction], left: Left) -> None:
-    await left()
+def _gone(future: asyncio.Future[Prediction]) -> None:
     if not future.done():
         future.set_exception(ClientGoneError("the client left"))
 

@@ -1,4 +1,4 @@
-"""New weights into an existing graph, FP32 or INT8: a tenth of a second instead of an export.
+"""New weights into an existing graph, FP32 or INT8: some milliseconds instead of an export.
 
 A patched graph equals, bit for bit in its weights, the graph that exporting and quantising the
 changed module would give. Needs onnx, not torch.
@@ -6,6 +6,8 @@ changed module would give. Needs onnx, not torch.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from deploy.errors import PatchError
 from deploy.graph import QUANTIZED, SCALE, ZERO_POINT, Marks, initializers
-from deploy.onnx_bytes import tensor_places
+from deploy.onnx_bytes import pointing, tensor_places
 from deploy.session import HEAD_BIAS, HEAD_WEIGHT
 
 
@@ -37,7 +40,10 @@ def patch_weights(graph: Path, weights: Mapping[str, NDArray[np.floating[Any]]],
 
     Raises `PatchError` if a name is unknown, a shape does not fit, or a value is not finite.
     """
-    model = onnx.load(str(graph))
+    try:  # values that stay as they are need not be read
+        model = onnx.load_from_string(pointing(graph))
+    except (ValueError, IndexError) as error:
+        raise PatchError(f"{graph} is no ONNX graph: {error!r}") from error
     marks = Marks.read(model)
     tensors = initializers(model)
     patched: list[Any] = []
@@ -66,6 +72,7 @@ def patch_weights(graph: Path, weights: Mapping[str, NDArray[np.floating[Any]]],
             f"{HEAD_WEIGHT} has {classes} classes, {HEAD_BIAS} {biases}: give both together"
         )
     if not _write_in_place(graph, patched, out):
+        load_external_data_for_model(model, str(graph.parent))
         onnx.save(model, str(out))
 
 
@@ -100,25 +107,21 @@ def quantize(
 
 
 def _write_in_place(graph: Path, patched: Sequence[Any], out: Path) -> bool:
-    """Write ``graph``'s bytes with those of other tensors; False where one has another size.
+    """Copy ``graph`` and write other values into their places; False where one's size differs.
 
     Twice as fast as writing the message anew.
     """
-    data = bytearray(graph.stat().st_size)
     with graph.open("rb") as file:
-        try:
-            places = tensor_places(file, len(data), [tensor.name for tensor in patched])
-        except (ValueError, IndexError):
-            return False
-        file.seek(0)
-        if file.readinto(data) != len(data):
-            return False
+        places = tensor_places(file, graph.stat().st_size, [tensor.name for tensor in patched])
     for tensor in patched:
         start, end = places.get(tensor.name, (0, -1))
         if end - start != len(tensor.raw_data):
             return False
-        data[start:end] = tensor.raw_data
-    out.write_bytes(data)
+    if not (out.exists() and out.samefile(graph)):
+        shutil.copyfile(graph, out)
+    with out.open("r+b", buffering=0) as file:
+        for tensor in patched:
+            os.pwrite(file.fileno(), tensor.raw_data, places[tensor.name].start)
     return True
 
 

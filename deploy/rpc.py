@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from deploy.access import OPEN, Scopes, Tokens
-from deploy.answering import ID, Answering, aside
+from deploy.answering import ID, KEY, Answering, aside
 from deploy.binary import pack, pack_texts, unpack
 from deploy.config import ServerConfig
 from deploy.errors import (
@@ -278,7 +278,9 @@ class RpcServer:
             named = message.model_version or None
             version = self._answering.pick(message.model_name, named).version
             request = await aside(len(raw), lambda: _read(message))
-            chosen = self._answering.choose(_sent(context), request.id, named)
+            sent = _sent(context)
+            id = request.id or sent.get(ID, "")
+            chosen = self._answering.choose(sent.get(KEY, ""), id, named)
             loaded, version = chosen.loaded, chosen.loaded.version
             prediction = await self._answering.answer(
                 loaded,

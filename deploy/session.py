@@ -276,8 +276,24 @@ def run_graph(model: Path, feeds: Feeds) -> Prediction:
     return Prediction(*_runtime(model, 1).run(OUTPUTS, feeds))
 
 
-def _runtime(model: Path, threads: int, mapped: bool = False) -> onnxruntime.InferenceSession:
+def fused_graph(model: Path, out: Path) -> None:
+    """Write to ``out`` what the runtime makes of a graph when it opens it, on any processor.
+
+    Raises `LoadError`.
+    """
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(out)
+    _runtime(model, 1, options=options)
+
+
+def _runtime(
+    model: Path,
+    threads: int,
+    mapped: bool = False,
+    options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

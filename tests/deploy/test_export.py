@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from deploy.config import ExportConfig
 from deploy.errors import ExportError, PatchError
-from deploy.export import calibration, export_onnx, export_version, quantize_int8
+from deploy.export import _fused, calibration, export_onnx, export_version, quantize_int8
 from deploy.patch import patch_head, patch_weights, quantize
 from deploy.preprocess import TextPreprocessor
 from deploy.session import HEAD_BIAS, HEAD_WEIGHT, run_graph
@@ -177,7 +177,32 @@ def test_a_patch_of_the_same_shapes_writes_no_message_anew(text, tmp_path, monke
     onnx.checker.check_model(str(tmp_path / "patched.onnx"))
 
 
-def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path):
+@pytest.mark.parametrize("name", ["text", "table"])
+def test_int8_nodes_are_fused_already_and_parameters_are_whole(name, request):
+    model = onnx.load(str(request.getfixturevalue(name).int8))
+    assert "com.microsoft" in {node.domain for node in model.graph.node}
+    kinds = {node.op_type for node in model.graph.node}
+    assert kinds & {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+    assert {each.domain for each in model.opset_import} == {"", "com.microsoft"}
+
+
+@pytest.mark.parametrize("ways", [["Neg"], ["Neg", "Identity"]])
+def test_nodes_stay_apart_where_fusing_would_swallow_a_parameter(ways):
+    nodes = [helper.make_node(way, ["w"], [f"w{i}"]) for i, way in enumerate(ways)]
+    nodes += [helper.make_node("Mul", ["x", f"w{i}"], [f"y{i}"]) for i in range(len(ways))]
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])
+        for name in ("x", *(f"y{i}" for i in range(len(ways))))
+    ]
+    weight = numpy_helper.from_array(np.array([1, 2], np.float32), "w")
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], [weight])
+    opsets = [helper.make_opsetid("", 17)]
+    assert _fused(helper.make_model(graph, opset_imports=opsets, ir_version=8)) is None
+
+
+@pytest.mark.parametrize("large", [64 * 1024, 1])
+def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path, monkeypatch, large):
+    monkeypatch.setattr("deploy.onnx_bytes._LARGE", large)  # what is not read but to be copied
     graph = tmp_path / "m.onnx"
     graph.write_bytes(text.int8.read_bytes())
     weight = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
@@ -200,6 +225,13 @@ def test_a_patch_may_replace_its_own_file_and_grow_the_head(text, tmp_path):
 def test_patches_that_do_not_fit(text, tmp_path, weights, message):
     with pytest.raises(PatchError, match=message):
         patch_weights(text.int8, weights, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x03", b"\x80" * 50])
+def test_what_is_no_graph_is_not_patched(tmp_path, data):
+    (tmp_path / "no.onnx").write_bytes(data)
+    with pytest.raises(PatchError):
+        patch_head(tmp_path / "no.onnx", np.ones((2, 2)), np.ones(2), tmp_path / "m.onnx")
 
 
 def test_parameters_that_the_graph_does_not_use_are_passed_over(text, tmp_path):

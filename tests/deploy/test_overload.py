@@ -77,6 +77,54 @@ def test_a_refused_connection_can_ask_again(busy, eventually):
         assert client.post("/predict", json=BODY).status_code == 200
 
 
+def test_the_body_of_a_refused_request_is_passed_over(busy, raw_connection, eventually):
+    server, _, gate = busy
+    body = json.dumps(BODY).encode()
+    asking = head(content_length=len(body))
+    with raw_connection(server) as connection:
+        connection.sendall(asking)
+        assert b" 429 " in connection.recv(10_000)
+        connection.sendall(body[:3])
+        connection.sendall(body[3:] + asking + body + asking + body)
+        received = b""
+        while received.count(b" 429 ") < 2 or not received.endswith(b"}"):
+            received += connection.recv(10_000)
+        gate.open()
+        eventually(lambda: server.engine.queued == 0)
+        connection.sendall(asking + body)
+        assert b" 200 " in connection.recv(10_000)
+
+
+def test_a_refused_client_that_wants_no_more_is_let_go(busy, raw_connection):
+    server, _, _ = busy
+    with raw_connection(server) as connection:
+        connection.sendall(head(content_length=0, connection="close"))
+        assert answer(connection) == 429
+
+
+def test_who_may_not_ask_is_told_so_though_the_queue_is_full(
+    serving, text, publish, held_back, eventually, tmp_path
+):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("shop infer shop-7c1f2e90d3b84a55\n")
+    publish(text, promote=True)
+    limits = {"workers": 1, "queue_limit": 1, "max_items": 1, "access": {"tokens": tokens}}
+    with serving(**limits) as (server, client), ThreadPoolExecutor(2) as pool:
+        gate = held_back(server)
+        known = {"Authorization": "Bearer shop-7c1f2e90d3b84a55"}
+
+        def ask(headers=None):
+            return client.post("/predict", json=BODY, headers=headers).status_code
+
+        asked = [pool.submit(ask, known)]
+        assert gate.entered.wait(5)
+        asked += [pool.submit(ask, known)]
+        eventually(lambda: server.engine.queued == 1)
+        assert (ask(), ask(known)) == (401, 429)
+        gate.open()
+        assert [each.result(10) for each in asked] == [200] * 2
+
+
 def test_a_deadline_is_kept_or_said_no_to(serving, text, publish, held_back, eventually):
     publish(text, promote=True)
     with serving(workers=1) as (server, client), ThreadPoolExecutor(2) as pool:

@@ -40,6 +40,16 @@ def test_another_head_is_told_from_another_graph(graphs, text, tmp_path):
     assert not same_but_head(old, other, head)
 
 
+def test_one_byte_makes_another_graph_wherever_it_lies(graphs, tmp_path):
+    old, new, head = graphs
+    data = new.read_bytes()
+    weight = data.index(head.weight.tobytes())
+    other = tmp_path / "other.onnx"
+    for at in (0, weight - 1, weight + head.weight.nbytes, *range(1, len(data), len(data) // 23)):
+        other.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert not same_but_head(old, other, head)
+
+
 def test_more_classes_are_another_graph(graphs, tmp_path):
     old, _, head = graphs
     wider = tmp_path / "wider.onnx"

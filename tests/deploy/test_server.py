@@ -310,7 +310,10 @@ def test_a_slow_body_is_given_up(minimal, raw_connection):
     assert client.get("/v2/health/ready").status_code == 200
 
 
-def test_a_client_that_leaves_is_not_worked_for(minimal, raw_connection, held_back, eventually):
+@pytest.mark.parametrize("spaces", [0, 300_000])
+def test_a_client_that_leaves_is_not_worked_for(
+    minimal, raw_connection, held_back, eventually, spaces
+):
     server, client = minimal
     gate = held_back(server)
     version = server.engine.lineup.champion.version
@@ -318,7 +321,7 @@ def test_a_client_that_leaves_is_not_worked_for(minimal, raw_connection, held_ba
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.post, "/predict", json={"text": "my card"})
         assert gate.entered.wait(5)
-        body = json.dumps({"text": "lost money"})
+        body = json.dumps({"text": "lost money"}) + " " * spaces
         with raw_connection(server) as leaving:
             head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             leaving.sendall((head + body).encode())
