@@ -115,6 +115,7 @@ def quantize_int8(
                 str(out),
                 batches,
                 quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,  # signed ones run no faster than FP32
                 nodes_to_exclude=[*_HEAD_NODES, *_products_of_activations(fp32)],
                 **common,
             )

@@ -124,6 +124,8 @@ def test_static_activations_do_not_depend_on_what_shares_the_batch(kind, request
     dynamic = run_graph(sample.int8, feeds).logits
     lone = run_graph(sample.int8, sample.preprocessor(sample.inputs[7:8])).logits
     assert np.abs(lone[0] - dynamic[7]).max() > 1e-5
+    fixed = weights.keys() - weights_of(sample.int8).keys()
+    assert all(weights[name].dtype == np.uint8 for name in fixed if name.endswith("_zero_point"))
     operators = {node.op_type for node in onnx.load(str(out)).graph.node}
     assert "DynamicQuantizeLinear" not in operators
 
