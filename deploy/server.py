@@ -51,7 +51,7 @@ _SETTLE_SECONDS = 0.3
 _NEW_OBJECTS = 50_000  # more than there were, before garbage is looked for
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
-_LARGE_BLOCK_BYTES = 1024 * 1024
+_LARGE_BLOCK_BYTES = 128 * 1024
 
 
 def serve(config: ServerConfig, source: Source, crew: Crew | None = None) -> None:
@@ -229,8 +229,7 @@ def _give_memory_back() -> None:
     """Have the C library return large freed blocks to the system at once.
 
     Otherwise it keeps the holes that unloaded versions leave, and after a hundred swaps the
-    process is twice as large. Smaller ones it keeps for the next version, whose opening takes a
-    fifth less for it. Does nothing where the C library has no such setting.
+    process is twice as large. Does nothing where the C library has no such setting.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
