@@ -26,6 +26,7 @@ from pathlib import Path
 from deploy.config import ServerConfig
 from deploy.engine import Engine, Lineup, Loaded
 from deploy.errors import LoadError
+from deploy.garbage import give_back
 from deploy.metrics import NO_VERSION
 from deploy.preprocess import Preprocessor, load_preprocessor
 from deploy.routing import Counted, Trial
@@ -244,6 +245,7 @@ class Watcher:
         if session is not None:
             session.warm(1)
             return Loaded(version, session)
+        give_back()  # what the version before the last has left, or it adds up over swaps
         session = Session.open(
             folder,
             preprocessor=preprocessor,
