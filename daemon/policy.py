@@ -73,6 +73,11 @@ class Incident:
             return False
         return rung not in SHALLOW or not self.outgrown(latest, event)
 
+    @property
+    def yields(self) -> bool:
+        """Whether a drift takes its place: nothing is damaged, and what it works on has moved."""
+        return self.cause == "improvement" or self.only == "student"
+
     def outgrown(self, started_event: int, event: int) -> bool:
         """Whether the regime's data has doubled since an attempt began to learn from it."""
         then, now = started_event - self.onset_event, event - self.onset_event

@@ -259,7 +259,7 @@ def refresh(
     if session.number and scale is None:
         scale = _scale(update.head, learned, validation)
     write_version(job.labels, update, parent, out, scale)
-    if update.parts:
+    if update.architecture:
         _export(out, _load(out, preprocess, job.labels, "cpu"), preprocess)
     served = Session.open(out, threads=job.threads)
     sample = validation if len(validation) else learned
