@@ -1,8 +1,8 @@
 """Learning: strategies, wrong labels, a stream of news, domains one by one, a small student.
 
-Parts: noise, reuters, strategies, domains, student (``--only NAME``). Text embeddings are those of the
-pretrained encoder in FP32, made once and kept beside the temporary files. Medians over three seeds;
-the spread is in the note.
+Parts: noise, reuters, strategies, domains, student (``--only NAME``). Text embeddings are those of
+the pretrained encoder in FP32, made once and kept beside the temporary files. Medians over three
+seeds; the spread is in the note.
 """
 
 from __future__ import annotations

@@ -274,19 +274,20 @@ class GateConfig(Section):
         " where a swap has a cost of its own.",
     )
     student_points: float = Field(
-        default=1.0,
+        default=2.0,
         gt=0,
         le=50,
         description="Points of accuracy that a student may lose against the champion that it is"
-        " distilled from. It is promoted once it is shown to lose less, rejected once it is shown"
-        " to lose more; with less than a point the proof takes ten thousand events.",
+        " distilled from. Shown to lose less it is promoted, shown to lose more it is rejected. Two"
+        " are what `policy.min_damage_points` calls damage; a MiniLM's student loses about one, and"
+        " to tell that from one would take for ever.",
     )
     student_events: int = Field(
         default=10_000,
         ge=1,
-        description="Deadline of a student. To show that little is lost takes more events than to"
-        " show a gain: some three thousand, where the two differ on a twentieth. A drift ends"
-        " the trial at once, so it keeps nothing waiting.",
+        description="Deadline of a student in unseen labelled events. To show a small loss to be"
+        " small takes more of them than to show a gain: some four thousand for one point within"
+        " two. A drift ends the trial at once, so that no repair waits for it.",
     )
     class_floor: float = Field(
         default=10.0,
