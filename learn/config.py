@@ -363,20 +363,21 @@ class StudentConfig(_Section):
         "prediction and gains nothing on short texts.",
     )
     rounds: int = Field(
-        15,
+        10,
         ge=1,
-        description="Passes over the texts. Each takes some 4 CPU-seconds for 10,000 short ones, "
-        "and the best one is kept.",
+        description="Passes over the texts; the best one is kept. One takes some 4 CPU-seconds for "
+        "10,000 short texts, and more than ten gain nothing.",
     )
     batch: int = Field(64, ge=1, description="Texts a step, grouped by length.")
     rate: float = Field(
         3e-3, gt=0, description="Peak learning rate (AdamW); high, as little is pretrained."
     )
-    copies: int = Field(
-        1,
+    texts: int = Field(
+        10_000,
         ge=0,
-        description="Changed copies of each text, for more to match: the champion says what to "
-        "make of them. At most half of `policy.cpu_seconds_per_refresh` goes into that.",
+        description="Texts to match: where examples are fewer, changed copies of them make up for "
+        "it, and the champion says what to make of these, at 5 ms each. At most half of "
+        "`policy.cpu_seconds_per_refresh` goes into that.",
     )
     closeness: float = Field(
         10.0,

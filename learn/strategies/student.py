@@ -56,7 +56,7 @@ class Student:
             raise ValueError("a student needs a text model: a table's encoder is small already")
         teacher.set_head(fit_head(teacher, train_on, validation, start.head, self.config.l2))
         model = student_of(teacher, settings, start.seed)
-        examples = _taught(teacher, train_on, settings.copies, start, began)
+        examples = _taught(teacher, train_on, settings.texts, start, began)
         head = teacher.head
         model.set_head(head)
         encoder = list(model.module.encoder.parameters())
@@ -157,18 +157,22 @@ def _directions(words: torch.Tensor, width: int) -> torch.Tensor:
     return scaled
 
 
-def _taught(
-    teacher: Model, examples: Examples, copies: int, start: Start, began: float
-) -> Examples:
-    """The examples, and changed copies of them as far as the teacher has time to say them."""
-    more = augmented(examples, copies, len(examples) + 1, start.seed)
+def _taught(teacher: Model, examples: Examples, texts: int, start: Start, began: float) -> Examples:
+    """The examples, and changed copies up to so many ``texts``, with the teacher's embeddings.
+
+    Only as many copies as it has time for. Their labels do not count: words may have changed them.
+    """
+    own = len(examples)
+    more = augmented(examples, math.ceil(max(texts - own, 0) / own), own + 1, start.seed)
+    more.weights[own:] = 0.0
     found = more.embeddings
-    if found is None:
-        found = np.full((len(more), teacher.dimension), np.nan, np.float32)
+    unknown = np.full((len(more), teacher.dimension), np.nan, np.float32)
+    found = unknown if found is None else found.copy()
     missing = np.flatnonzero(~np.isfinite(found).all(axis=1))
-    given = missing[missing < len(examples)]
+    given = missing[missing < own]
     found[given] = teacher.encode(more.inputs[given])
-    made = np.random.default_rng(start.seed).permutation(missing[missing >= len(examples)])
+    made = np.random.default_rng(start.seed).permutation(missing[missing >= own])
+    made = made[: max(texts - own, 0)]
     until = began + TEACHING * start.cpu_seconds
     for i in range(0, len(made), CHUNK):
         if time.process_time() > until:

@@ -73,7 +73,7 @@ def make(base: Path) -> Make:
         settings = LearnConfig(
             training=TRAINING_CONFIG.model_copy(update=training),
             # So small a teacher leaves a tenth no room.
-            student=StudentConfig(share=0.9, rounds=10, batch=8, rate=1e-2),
+            student=StudentConfig(share=0.9, rounds=10, batch=8, rate=1e-2, texts=120),
         )
         return Job(
             id=f"job-{strategy}",
@@ -168,7 +168,7 @@ def test_a_student_is_a_tenth_of_its_teacher_and_answers_as_it_does(
     blocks: int, make: Make, teacher: Path, tmp_path: Path
 ) -> None:
     before = digests(teacher)
-    settings = StudentConfig(rounds=30, batch=16, rate=1e-2, blocks=blocks).model_dump()
+    settings = StudentConfig(rounds=30, batch=16, rate=1e-2, blocks=blocks, texts=240).model_dump()
     job = make("student", teacher, learn={"student": settings})
     # Few labels, some of them wrong: there is more to learn from the teacher than from them.
     found = examples(120, 2)
@@ -210,7 +210,7 @@ def test_a_student_that_does_not_fit_is_refused(make: Make, champion: Path, tmp_
 
 @pytest.mark.usefixtures("untouched")
 def test_a_student_keeps_to_its_time(make: Make, champion: Path, tmp_path: Path) -> None:
-    settings = StudentConfig(share=0.9, rounds=10_000, copies=50).model_dump()
+    settings = StudentConfig(share=0.9, rounds=10_000, texts=20_000).model_dump()
     job = replace(make("student", champion, learn={"student": settings}), cpu_seconds=2)
     began = time.process_time()
     result, folder = refresh(job, examples(400, 2), tmp_path / "job")

@@ -35,7 +35,7 @@ def config(tmp_path):
             "bootstrap": {"warmup_events": 300},
             "drift": {"reference_events": 300},
             "policy": {"rungs": ["head"], "settle_events": 100, "follow": {"events": 0}},
-            "learn": {"student": {"rounds": 20, "batch": 16, "rate": 0.01}},
+            "learn": {"student": {"rounds": 20, "batch": 16, "rate": 0.01, "texts": 600}},
             "gate": {"student_points": 5.0, "parity_points": 10.0},
             "registry": {"path": str(tmp_path / "registry")},
             "checkpoint": {"path": str(tmp_path / "state"), "every_seconds": 600},

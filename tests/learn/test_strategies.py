@@ -82,7 +82,7 @@ CONFIG = LearnConfig(
         precision="fp32",
     ),
     # So small a teacher leaves a tenth no room.
-    student=StudentConfig(share=0.9, rounds=10, batch=8, rate=1e-2),
+    student=StudentConfig(share=0.9, rounds=10, batch=8, rate=1e-2, texts=120),
 )
 PARTS = {"adapter": "bottleneck", "prefix": "prefix", "prompt": "prompt"}
 
