@@ -290,6 +290,11 @@ class Repair:
                 only=rung,
             )
         )
+        if rung == "student" and self.config.model.task != "text":
+            self._close("failed", "a student needs a text model: a table's is small already")
+        elif rung == "student":
+            # It is held against one champion, for longer than a run would rest.
+            self.end_following("a student of the present champion was asked for")
 
     def moved(self, served: Served, old: Served | None, *, mine: bool, promotion: bool) -> None:
         """The champion alias moved to ``served``; ``mine`` if this daemon moved it."""
@@ -1161,6 +1166,8 @@ class Repair:
             return self._take_step(run, champion)
         trial = state.learner
         if not self._may_follow or state.events < state.follow_after or state.online is None:
+            return False
+        if state.incident is not None and state.incident.smaller:
             return False
         if trial.test.verdict == "undecided" and trial.test.events < trial.deadline:
             return False

@@ -369,6 +369,20 @@ def situation(**changes):
     return Situation(**(values | changes))
 
 
+@pytest.mark.parametrize(
+    ("cause", "only", "yields"),
+    [
+        ("improvement", "head", True),
+        ("operator", "student", True),
+        ("operator", "lora", False),
+        ("exclusion", "student", False),  # the champion knows what it must not
+        ("drift", None, False),
+    ],
+)
+def test_what_is_only_a_wish_yields_to_a_drift(cause, only, yields):
+    assert incident(cause=cause, only=only).yields == yields
+
+
 def test_the_lowest_rung_comes_first_and_the_climb_goes_up():
     config = PolicyConfig()
     assert choose(incident(), situation(), config).rung == "recall"
