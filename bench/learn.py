@@ -1,8 +1,8 @@
-"""Learning: strategies' cost and accuracy, wrong labels, a stream of news, domains one by one.
+"""Learning: strategies, wrong labels, a stream of news, domains one by one, a small student.
 
-Parts: noise, reuters, strategies, domains (``--only NAME``). Text embeddings are those of the
-pretrained encoder in FP32, made once and kept beside the temporary files. Medians over three seeds;
-the spread is in the note.
+Parts: noise, reuters, strategies, domains, student (``--only NAME``). Text embeddings are those of
+the pretrained encoder in FP32, made once and kept beside the temporary files. Medians over three
+seeds; the spread is in the note.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bench._learn_data import embeddings, intents, labelled
 from bench._learn_domains import METHODS, Domains
+from bench._learn_student import distilled
 from bench.report import Row, row
 from bench.streams import texts
 from learn.config import LearnConfig, OnlineConfig
@@ -252,9 +253,61 @@ def domains(quick: bool) -> Iterator[Row]:
             yield _spread("domains: driftd below joint training", below, "points", "<= 2")
 
 
+# -------------------------------------------------------------------------------- a student
+
+# Examples a class: all (10,003), what a memory of default size holds, and a few.
+SUPPLIES: dict[str, int | None] = {"all": None, "78 a class": 78, "10 a class": 10}
+
+
+def student(quick: bool) -> Iterator[Row]:
+    """banking77: a head on MiniLM, and a student of it, both INT8, on the test set."""
+    for name, per_class in SUPPLIES.items():
+        if quick and per_class:
+            continue
+        seeds = SEEDS if per_class and not quick else 1
+        runs = []
+        for seed in range(seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                runs.append(distilled(per_class, seed, quick, Path(folder)))
+        yield from _student(f"student: {name}", runs)
+
+
+def _student(prefix: str, runs: list[dict[str, Any]]) -> Iterator[Row]:
+    examples = f"{runs[0]['examples']:,} examples"
+    teachers, students = ([run["accuracy"][i] for run in runs] for i in (0, 1))
+    yield _spread(f"{prefix}, accuracy of the teacher", teachers, "%", note=examples)
+    yield _spread(f"{prefix}, accuracy of the student", students, "%", note=examples)
+    lost = [t - s for t, s in zip(teachers, students, strict=True)]
+    differ = median(run["disagree"] for run in runs)
+    note = f"one of the two is right, the other wrong, on {differ:.1f} % of the events"
+    yield _spread(f"{prefix}, accuracy lost", lost, "points", note=note)
+    int8 = [run["fp32"] - s for run, s in zip(runs, students, strict=True)]
+    yield _spread(f"{prefix}, of which INT8 costs", int8, "points", "<= 1")
+    yield _spread(f"{prefix}, answers as the teacher's", [run["agreement"] for run in runs], "%")
+    seconds = [run["cpu_seconds"] for run in runs]
+    first = runs[0]
+    note = f"{first['rounds']} rounds; start, export and measuring included; {first['stopped']}"
+    yield _spread(f"{prefix}, CPU time of the distillation", seconds, "s", "<= 600", note)
+    yield _spread(f"{prefix}, peak memory of it", [run["peak_mb"] for run in runs], "MiB")
+    if prefix != "student: all":
+        return
+    own, whole = first["parameters"][1], first["parameters"][0]
+    note = f"{own:,} of {whole:,}"
+    yield row("student: parameters of the encoder's", first["share"], "%", "<= 10", note)
+    large, small = (size / 1024**2 for size in first["bytes"])
+    yield row("student: size of the INT8 file", small, "MiB", note=f"teacher: {large:.1f}")
+    for batch, (slow, fast) in first["rates"].items():
+        note = f"{fast:,.0f} against {slow:,.0f} texts a second, one thread, with tokenising"
+        figure = f"student: throughput against the teacher's in batches of {batch}"
+        yield row(figure, fast / slow, "x", note=note)
+        if batch == 1:
+            yield row("student: latency of a text", 1e3 / fast, "ms", note=f"{1e3 / slow:.2f}")
+
+
 PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "noise": noise,
     "reuters": reuters,
     "strategies": strategies,
     "domains": domains,
+    "student": student,
 }

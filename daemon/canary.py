@@ -86,6 +86,7 @@ class Canary:
     """One challenger on its way up the steps.
 
     generation: of the routing that is in force. before: the champion's counts on the step before.
+    margin: the share of the events that it may lose against the champion.
     """
 
     version: str
@@ -93,11 +94,12 @@ class Canary:
     alpha: float
     step: int = 0
     generation: int = 0
+    margin: float = 0.0
     before: Counts = field(default_factory=Counts)
     test: PairedTest = field(init=False)
 
     def __post_init__(self) -> None:
-        self.test = PairedTest(self.alpha)
+        self.test = PairedTest(self.alpha, margin=self.margin)
 
     @property
     def share(self) -> float:
@@ -121,7 +123,7 @@ class Canary:
         self.step += 1
         self.generation = generation
         self.before = traffic.champion
-        self.test = PairedTest(self.alpha)
+        self.test = PairedTest(self.alpha, margin=self.margin)
 
     def as_dict(self, traffic: Traffic) -> dict[str, Any]:
         """Plain values, for the journal and the status."""
@@ -142,6 +144,7 @@ class Canary:
             "version": self.version,
             "step": self.step,
             "generation": self.generation,
+            "margin": self.margin,
             "before": [before.requests, before.errors, before.slow],
             "test": self.test.state(),
         }
@@ -150,7 +153,8 @@ class Canary:
     def restored(cls, config: CanaryConfig, alpha: float, values: Mapping[str, Any]) -> Self:
         """One that goes on from `values`; on the last step, where there are fewer now."""
         step = min(values["step"], len(config.steps) - 1)
-        canary = cls(values["version"], config, alpha, step, values["generation"])
+        margin = values.get("margin", 0.0)
+        canary = cls(values["version"], config, alpha, step, values["generation"], margin)
         canary.before = Counts(*values["before"])
-        canary.test = PairedTest.restored(alpha, values["test"])
+        canary.test = PairedTest.restored(alpha, values["test"], margin)
         return canary

@@ -4,8 +4,9 @@ Two models answer the same events; only the events on which exactly one of them 
 information. On those, "A is no better than B" says that A wins each with probability at most one
 half, and a bet against that claim is an e-process: by Ville's inequality it ever exceeds
 ``1 / alpha`` with probability at most ``alpha``, however often and whenever one looks. The gate
-asks `PairedTest` before a promotion, probation after one. `Tally` asks the other question, whether
-a loss is larger than what is allowed, and never says so of a few unlucky events.
+asks `PairedTest` before a promotion, probation after one. With a margin it asks whether A loses
+less than that, of a model that has to be no worse rather than better. `Tally` asks whether a loss
+is larger than what is allowed, and never says so of a few unlucky events.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class PairedTest:
     losses: int = 0
     bets: list[float] = field(default_factory=lambda: [0.0, 0.0])
     sizes: list[float] = field(default_factory=list)
+    margin: float = 0.0
 
     def observe(self, a_right: Outcomes, b_right: Outcomes) -> None:
         """Count a batch: whether A and B were right on the same events, bool [n] each.
@@ -128,20 +130,25 @@ class PairedTest:
         self.right_a += int(a_right.sum())
         self.right_b += int(b_right.sum())
         wins, losses = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
+        margin, ties = self.margin, len(a_right) - wins - losses
+        # Where ties pay, how many there are is part of what is bet on: only those before count.
+        decided = (self.wins + self.losses + 1) / (self.events - len(a_right) + 10)
         self.wins += wins
         self.losses += losses
-        decided = (self.wins + self.losses + 1) / (self.events + 10)
-        bet = min(AIMED_GAIN / decided, BOLDEST)
-        won, lost = math.log1p(bet), math.log1p(-bet)
-        self.bets[0] += wins * won + losses * lost
-        self.bets[1] += losses * won + wins * lost
+        if not margin:
+            decided = (self.wins + self.losses + 1) / (self.events + 10)
+        bet = min((margin or AIMED_GAIN) / decided, BOLDEST / (1 + margin))
+        for side, sign in enumerate((bet, -bet)):
+            won, tied, lost = (math.log1p(sign * (d + margin)) for d in (1, 0, -1))
+            self.bets[side] += wins * won + ties * tied + losses * lost
 
     def _scored(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
         self.right_a += float(a.sum())
         self.right_b += float(b.sum())
         self.wins += int((a > b).sum())
         self.losses += int((b > a).sum())
-        logs = np.concatenate([log_bets(a - b), log_bets(b - a)])
+        above = (a - b + self.margin) / (1 + self.margin)
+        logs = np.concatenate([log_bets(above), log_bets(-above)])
         self.sizes = (logs + (self.sizes or 0.0)).tolist()
 
     @property
@@ -149,14 +156,20 @@ class PairedTest:
         """E-value for "A is better than B" (overflow is clipped to a large finite number)."""
         if self.sizes:
             return _mean(self.sizes[:BETS])
-        return _half_each(log_e_value(self.wins, self.losses), self.bets[0])
+        return _half_each(self._any_size(self.wins, self.losses, -self.margin), self.bets[0])
 
     @property
     def worse(self) -> float:
         """E-value for "A is worse than B"."""
         if self.sizes:
             return _mean(self.sizes[BETS:])
-        return _half_each(log_e_value(self.losses, self.wins), self.bets[1])
+        return _half_each(self._any_size(self.losses, self.wins, self.margin), self.bets[1])
+
+    def _any_size(self, wins: int, losses: int, mean: float) -> float:
+        """Log e-value of the half that bets on every size of a difference above ``mean``."""
+        if not self.margin:
+            return log_e_value(wins, losses)
+        return log_e_above(wins, self.events - wins - losses, losses, mean)
 
     @property
     def verdict(self) -> str:
@@ -184,6 +197,7 @@ class PairedTest:
             "e_better": round(self.better, 3),
             "e_worse": round(self.worse, 3),
             "needed": round(1 / self.alpha, 1),
+            **({"margin_points": 100 * self.margin} if self.margin else {}),
             "verdict": self.verdict,
         }
 
@@ -193,14 +207,14 @@ class PairedTest:
         return [*counts, *self.bets, *self.sizes]
 
     @classmethod
-    def restored(cls, alpha: float, state: Sequence[float]) -> PairedTest:
+    def restored(cls, alpha: float, state: Sequence[float], margin: float = 0.0) -> PairedTest:
         """A test that goes on from `state`; one without bets, of an older release, begins them."""
         events, right_a, right_b, wins, losses = state[:5]
         bets, sizes = [float(bet) for bet in state[5:7]], [float(bet) for bet in state[7:]]
         if not sizes:
             right_a, right_b = int(right_a), int(right_b)
         counts = int(events), right_a, right_b, int(wins), int(losses)
-        return cls(alpha, *counts, bets or [0.0, 0.0], sizes)
+        return cls(alpha, *counts, bets or [0.0, 0.0], sizes, margin)
 
 
 @dataclass(slots=True)

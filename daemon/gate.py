@@ -3,8 +3,9 @@
 A `Trial` holds what is known of one challenger against the champion: static checks of the INT8
 file that would serve, what it has forgotten of the anchor, and evidence on labelled events that
 neither has learned from. It judges after every batch; "undecided" means "keep collecting", until
-the deadline. Only the paired test has to be won. The other checks of labelled events fail when they
-are *shown* to fail, at `gate.alpha` each however often one looks: few events reject nobody.
+the deadline. Only the paired test has to be won; a student, made to be small and not to be better,
+has to be shown to lose little instead. The other checks of labelled events fail when they are
+*shown* to fail, at `gate.alpha` each however often one looks: few events reject nobody.
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ class Verdict:
             "reason": self.reason,
             "checks": [check.as_dict() for check in self.checks],
         }
+
+
+def margin_of(rung: str, config: GateConfig) -> float:
+    """The share of the events that a version of this rung may lose against the champion."""
+    return config.student_points / 100 if rung == "student" else 0.0
 
 
 def combine(checks: list[Check]) -> Verdict:
@@ -195,11 +201,14 @@ class Trial:
     theirs: Calibration = field(init=False, default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        self.test = PairedTest(self.config.alpha / self.chosen_from)
+        margin = margin_of(self.rung, self.config)
+        self.test = PairedTest(self.config.alpha / self.chosen_from, margin=margin)
 
     @property
     def deadline(self) -> int:
         """Events after which the trial ends undecided; a recall is plain soon, or not at all."""
+        if self.rung == "student":
+            return self.config.student_events
         limit = self.config.max_events
         return min(limit, RECALL_EVENTS) if self.rung == "recall" else limit
 
@@ -243,15 +252,20 @@ class Trial:
             f"({test.wins} won, {test.losses} lost, e-value {test.better:.3g}, "
             f"needed {1 / test.alpha:g})"
         )
+        limit, better, worse = config.minimal_gain, "better", "worse"
+        if test.margin:
+            limit, points = -100 * test.margin, f"{100 * test.margin:g} points"
+            better, worse = f"to lose less than {points}", f"loses more than {points}"
         enough = test.events >= config.min_events
-        if enough and test.verdict == "better" and test.gain >= config.minimal_gain:
-            return Check("paired", "pass", f"better: {facts}", test.gain, config.minimal_gain)
+        if enough and test.verdict == "better" and test.gain >= limit:
+            said = f"shown {better}" if test.margin else better
+            return Check("paired", "pass", f"{said}: {facts}", test.gain, limit)
         if test.verdict == "worse":
-            return Check("paired", "fail", f"worse: {facts}", test.gain, config.minimal_gain)
+            return Check("paired", "fail", f"{worse}: {facts}", test.gain, limit)
         if test.events >= self.deadline:
-            sentence = f"not shown better by the deadline of {self.deadline} events: {facts}"
-            return Check("paired", "fail", sentence, test.gain, config.minimal_gain)
-        return Check("paired", "open", f"collecting: {facts}", test.gain, config.minimal_gain)
+            sentence = f"not shown {better} by the deadline of {self.deadline} events: {facts}"
+            return Check("paired", "fail", sentence, test.gain, limit)
+        return Check("paired", "open", f"collecting: {facts}", test.gain, limit)
 
     def _classes(self) -> Check:
         names = {label: f"class {self.labels[label]!r}" for label in self.by_class}
@@ -365,7 +379,7 @@ class Trial:
             Tally(*values["anchor"]) if values["anchor"] else None,
             scale,
         )
-        trial.test = PairedTest.restored(trial.test.alpha, values["test"])
+        trial.test = PairedTest.restored(trial.test.alpha, values["test"], trial.test.margin)
         trial.overall = Tally(*values["overall"])
         trial.by_class = {int(k): Tally(*counts) for k, counts in values["by_class"].items()}
         trial.by_slice = {int(k): Tally(*counts) for k, counts in values["by_slice"].items()}

@@ -73,6 +73,16 @@ class Incident:
             return False
         return rung not in SHALLOW or not self.outgrown(latest, event)
 
+    @property
+    def smaller(self) -> bool:
+        """Whether an operator asked for a student, and nothing else is behind it."""
+        return self.cause == "operator" and self.only == "student"
+
+    @property
+    def yields(self) -> bool:
+        """Whether a drift takes its place: nothing is damaged, and what it works on has moved."""
+        return self.cause == "improvement" or self.smaller
+
     def outgrown(self, started_event: int, event: int) -> bool:
         """Whether the regime's data has doubled since an attempt began to learn from it."""
         then, now = started_event - self.onset_event, event - self.onset_event

@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deploy.config import AccessConfig, TlsConfig
 
 Trained = Literal[
-    "head", "partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"
+    "head",
+    "partial",
+    "progressive",
+    "ia3",
+    "lora",
+    "adapter",
+    "prefix",
+    "prompt",
+    "full",
+    "student",
 ]
 Rung = Literal[
     "recall",
@@ -29,6 +38,7 @@ Rung = Literal[
     "prefix",
     "prompt",
     "full",
+    "student",
 ]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 #: These put forward what is there already: they cannot leave a part of it out.
@@ -179,6 +189,11 @@ class PolicyConfig(Section):
         places = [LADDER.index(rung) for rung in self.rungs]
         if places != sorted(set(places)):
             raise ValueError("rungs must be in the ladder's order, each once: " + ", ".join(LADDER))
+        if "student" in self.rungs:
+            raise ValueError(
+                "rungs may not name student: it repairs nothing, it makes the champion small. Ask"
+                " for it with driftd refresh --rung student"
+            )
         return self
 
 
@@ -257,6 +272,22 @@ class GateConfig(Section):
         le=100,
         description="Points of accuracy that the challenger must gain over the champion. Raise it"
         " where a swap has a cost of its own.",
+    )
+    student_points: float = Field(
+        default=2.0,
+        gt=0,
+        le=50,
+        description="Points of accuracy that a student may lose against the champion that it is"
+        " distilled from. Shown to lose less it is promoted, shown to lose more it is rejected. Two"
+        " are what `policy.min_damage_points` calls damage; a MiniLM's student loses about one, and"
+        " to tell that from one would take for ever.",
+    )
+    student_events: int = Field(
+        default=10_000,
+        ge=1,
+        description="Deadline of a student in unseen labelled events. To show a small loss to be"
+        " small takes more of them than to show a gain: some four thousand for one point within"
+        " two. A drift ends the trial at once, so that no repair waits for it.",
     )
     class_floor: float = Field(
         default=10.0,
@@ -421,7 +452,17 @@ class TrainingJobConfig(Section):
         description="Where jobs lie: on a volume that the Job's pods mount at the same path.",
     )
     rungs: tuple[Trained, ...] = Field(
-        default=("partial", "progressive", "ia3", "lora", "adapter", "prefix", "prompt", "full"),
+        default=(
+            "partial",
+            "progressive",
+            "ia3",
+            "lora",
+            "adapter",
+            "prefix",
+            "prompt",
+            "full",
+            "student",
+        ),
         description="Rungs that go to a Job. A head takes seconds, less than a pod's start, and"
         " stays in the daemon's pod.",
     )

@@ -32,6 +32,7 @@ from daemon.gate import (
     artefact_checks,
     combine,
     forgetting,
+    margin_of,
 )
 from daemon.job import VERSION, Job, Result, read_embedded
 from daemon.journal import JournalWriter
@@ -190,8 +191,8 @@ class Repair:
             diagnosis=_named(diagnosis.as_dict(), state.part_names),
             examples=self._shown(examples),
         )
-        if state.incident is not None and state.incident.cause == "improvement":
-            # What was to be improved is no longer what comes in.
+        if state.incident is not None and state.incident.yields:
+            # What was to be improved, or matched by a student, is no longer what comes in.
             self._cancel("the stream drifted")
             if state.trial:
                 self._drop_trial("the stream drifted")
@@ -266,7 +267,8 @@ class Repair:
         if state.incident is not None:
             self._cancel("an operator asked for a refresh")
             self._close("superseded", f"an operator asked for a refresh: {reason}")
-        onset = state.champion_event
+        # A student learns anew all that the champion knows of this regime.
+        onset = state.regime_event if rung == "student" else state.champion_event
         if without:
             self.end_following("it may have learned what an operator excluded")
             if state.trial:
@@ -288,6 +290,11 @@ class Repair:
                 only=rung,
             )
         )
+        if rung == "student" and self.config.model.task != "text":
+            self._close("failed", "a student needs a text model: a table's is small already")
+        elif rung == "student":
+            # It is held against one champion, for longer than a run would rest.
+            self.end_following("a student of the present champion was asked for")
 
     def moved(self, served: Served, old: Served | None, *, mine: bool, promotion: bool) -> None:
         """The champion alias moved to ``served``; ``mine`` if this daemon moved it."""
@@ -713,7 +720,8 @@ class Repair:
         else:
             found = state.memory.training_set(
                 since=incident.onset_event,
-                replay=settings.replay,
+                # To match the champion no label is needed: old events serve as well as new ones.
+                replay=state.memory.config.replay if rung == "student" else settings.replay,
                 replay_weight=settings.replay_weight,
                 seed=self.config.seed,
             )
@@ -961,7 +969,7 @@ class Repair:
 
     def _begin_canary(self, trial: Trial, verdict: Verdict) -> None:
         gate = self.config.gate
-        canary = Canary(trial.version, gate.canary, gate.alpha)
+        canary = Canary(trial.version, gate.canary, gate.alpha, margin=trial.test.margin)
         if self._route(canary, verdict.reason):
             self.state.canary = canary
             self.journal.write("canary-step", version=trial.version, share=canary.share)
@@ -1159,6 +1167,8 @@ class Repair:
             return self._take_step(run, champion)
         trial = state.learner
         if not self._may_follow or state.events < state.follow_after or state.online is None:
+            return False
+        if state.incident is not None and state.incident.smaller:
             return False
         if trial.test.verdict == "undecided" and trial.test.events < trial.deadline:
             return False
@@ -1372,7 +1382,10 @@ class Repair:
 
     def _watch(self, new: Served, old: Served) -> None:
         """``new`` is on probation against ``old``; of a run, ``old`` is what was proven last."""
-        test = PairedTest(self.state.probation_alpha)
+        rung = self.registry.version(new.version).manifest.rung
+        # What a student was allowed to lose before the gate is no reason to take it back.
+        margin = margin_of(rung, self.config.gate)
+        test = PairedTest(self.state.probation_alpha, margin=margin)
         self.state.probation = Probation(new.version, old.version, self.state.events, test)
         self.yardstick = old
 

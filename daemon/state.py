@@ -304,6 +304,7 @@ class State:
                 "previous": probation.previous,
                 "started_event": probation.started_event,
                 "test": probation.test.state(),
+                "margin": probation.test.margin,
             },
             "quiet_until": self.quiet_until,
             "rest_until": self.rest_until,
@@ -403,7 +404,8 @@ class State:
             self.canary = Canary.restored(gate.canary, gate.alpha, found)
         self.probation = None
         if found := values["probation"]:
-            test = PairedTest.restored(self.probation_alpha, found["test"])
+            margin = found.get("margin", 0.0)
+            test = PairedTest.restored(self.probation_alpha, found["test"], margin)
             self.probation = Probation(
                 found["version"], found["previous"], found["started_event"], test
             )

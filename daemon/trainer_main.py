@@ -263,7 +263,7 @@ def refresh(
     write_version(job.labels, update, parent, out, scale)
     # Static scales are those of the encoder that they were calibrated on.
     moved = update.encoder and not given and job.export.get("activations") == "static"
-    if update.parts or moved:
+    if update.architecture or moved:
         _export(job, out, _load(out, preprocess, job.labels, "cpu"), preprocess, examples)
     served = Session.open(out, threads=job.threads)
     sample = validation if len(validation) else learned

@@ -25,6 +25,7 @@ from learn.number_scale import NumberScale
 from learn.strategy import Update
 from registry.manifest import RESERVED
 
+ENCODER, DELTA, ADAPTER = "encoder.safetensors", "delta.safetensors", "adapter.safetensors"
 # The part of an update that is the whole file of a model of river, uint8 [bytes].
 RIVER = "river"
 # What a version with its parent's encoder need not measure again.
@@ -44,14 +45,13 @@ def write_version(
 ) -> None:
     """Write the files of a version of ``labels`` into ``out``: ``parent``'s with the update.
 
-    Files that stay the same are links to the parent's. Of an update with ``parts`` the graph is
-    left out: no weights fit the parent's. Of a model of river there is none.
+    Files that stay the same are links to the parent's. Of an update with another architecture the
+    graph is left out: no weights fit the parent's. Of a model of river there is none.
     """
     weight, bias = update.head
     save_file({"weight": np.ascontiguousarray(weight), "bias": bias}, out / "head.safetensors")
     description = json.loads((parent / "model.json").read_text()) | {"labels": list(labels)}
-    if update.parts:
-        description["parts"] = update.parts
+    description |= update.architecture
     if scale:
         description["scale"] = scale.as_dict()
     (out / "model.json").write_text(json.dumps(description, indent=1))
@@ -59,11 +59,13 @@ def write_version(
     river = update.encoder.get(RIVER)
     if river is not None:
         (out / RIVER_FILE).write_bytes(river.tobytes())
+    elif update.whole:
+        save_file(update.encoder, out / ENCODER)
     elif update.encoder:
-        delta = out / "delta.safetensors"
+        delta = out / DELTA
         before = load_file(parent / delta.name) if (parent / delta.name).exists() else {}
         save_file({**before, **update.encoder}, delta)
-    if update.parts or model_file(parent).name == RIVER_FILE:
+    if update.architecture or model_file(parent).name == RIVER_FILE:
         pass  # another architecture: no weights fit the parent's graph; or there is none
     elif update.encoder:
         patch_weights(
@@ -74,9 +76,9 @@ def write_version(
     else:
         patch_head(parent / graph.name, weight, bias, graph)
     if update.adapter:
-        save_file(update.adapter, out / "adapter.safetensors")
+        save_file(update.adapter, out / ADAPTER)
     # Only what the update did not write: a link is the parent's own file, never to be written to.
-    own = RESERVED | {graph.name}
+    own = RESERVED | {graph.name} | ({ENCODER, DELTA, ADAPTER} if update.whole else set())
     for file in parent.iterdir():
         if file.name not in own and not (out / file.name).exists():
             _link(file, out / file.name)

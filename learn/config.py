@@ -346,6 +346,47 @@ class TrainingConfig(_Section):
     )
 
 
+class StudentConfig(_Section):
+    """The ``student`` rung: a small encoder distilled from the champion's."""
+
+    share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Parameters of the student's encoder against the champion's, at most: it is as "
+        "wide as that allows. A tenth of MiniLM's 22.7 M is 64 wide, nearly all of it words.",
+    )
+    blocks: int = Field(
+        1,
+        ge=1,
+        description="Transformer blocks over the table of words. A second one costs time in every "
+        "prediction and gains nothing on short texts.",
+    )
+    rounds: int = Field(
+        10,
+        ge=1,
+        description="Passes over the texts; the best one is kept. One takes some 4 CPU-seconds for "
+        "10,000 short texts, and more than ten gain nothing.",
+    )
+    batch: int = Field(64, ge=1, description="Texts a step, grouped by length.")
+    rate: float = Field(
+        3e-3, gt=0, description="Peak learning rate (AdamW); high, as little is pretrained."
+    )
+    texts: int = Field(
+        10_000,
+        ge=0,
+        description="Texts to match: where examples are fewer, changed copies of them make up for "
+        "it, and the champion says what to make of these, at 5 ms each. At most half of "
+        "`policy.cpu_seconds_per_refresh` goes into that.",
+    )
+    closeness: float = Field(
+        10.0,
+        ge=0,
+        description="Weight of the cosine to the champion's embeddings, beside its logits and the "
+        "labels, which count 1 each.",
+    )
+
+
 class CurationConfig(_Section):
     """What is done to the examples of a refresh before it trains."""
 
@@ -427,4 +468,5 @@ class LearnConfig(_Section):
     )
     online: OnlineConfig = Field(OnlineConfig(), description="The online head.")
     training: TrainingConfig = Field(TrainingConfig(), description="Encoder training.")
+    student: StudentConfig = Field(StudentConfig(), description="Distillation of a small encoder.")
     curation: CurationConfig = Field(CurationConfig(), description="Cleaning of examples.")

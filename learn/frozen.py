@@ -126,7 +126,9 @@ def _above(encoder: Any, layer: int) -> nn.Module:
     transformer.embeddings = _Given()
     transformer.encoder = _view(transformer.encoder)
     transformer.encoder.layer = transformer.encoder.layer[layer:]
-    made: nn.Module = type(encoder)(transformer)
+    above = _view(encoder)
+    above.transformer = transformer
+    made: nn.Module = above
     return made
 
 

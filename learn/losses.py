@@ -1,11 +1,16 @@
 """What a training step minimises: log loss, and two terms that are off unless asked for.
 
+`Matching` is a student's: its teacher's embeddings and logits (Hinton, Vinyals & Dean 2015), for
+which no label is needed, and the log loss beside them.
+
 Distillation holds on to what the parent knows (Li & Hoiem 2016): on examples that it has right,
 the new logits stay near its own. Its logits cost nothing, for its head and the embeddings are at
 hand. The supervised contrastive term draws examples of a class together (Khosla et al. 2020).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +23,9 @@ from learn.head import Head
 
 TEMPERATURE = 2.0  # of distillation, as in the paper
 CLOSENESS = 0.1  # temperature of the contrastive term, as in the paper
+
+#: The loss of a batch: a scalar, of its embeddings [n, d], logits [n, k] and places [n].
+Criterion = Callable[[torch.Tensor, torch.Tensor, NDArray[np.int64]], torch.Tensor]
 
 
 class Loss:
@@ -49,6 +57,32 @@ class Loss:
         if self.contrastive:
             total = total + self.contrastive * contrastive(embeddings, labels)
         return total
+
+
+class Matching:
+    """What a student minimises on batches of ``examples``, by their positions.
+
+    They have the teacher's embeddings, unit length; ``head`` is the teacher's. closeness: how much
+    the cosine to these counts. A label counts by its example's weight, what the teacher says fully.
+    """
+
+    def __init__(self, examples: Examples, head: Head, closeness: float) -> None:
+        assert examples.embeddings is not None
+        self.closeness = closeness
+        self.labels = torch.from_numpy(examples.labels)
+        self.weights = torch.from_numpy(examples.weights)
+        self.embeddings = torch.from_numpy(examples.embeddings)
+        self.logits = torch.from_numpy(head.logits(examples.embeddings))
+
+    def __call__(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, index: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """Scalar; embeddings [n, d] and logits [n, k] are those of the examples at ``index``."""
+        own = (self.labels, self.weights, self.embeddings, self.logits)
+        labels, weights, target, teacher = (tensor[index].to(logits.device) for tensor in own)
+        away = 1 - (embeddings * target).sum(dim=1)
+        labelled = weights * cross_entropy(logits, labels, reduction="none")
+        return (self.closeness * away + distillation(logits, teacher) + labelled).mean()
 
 
 def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

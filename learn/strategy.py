@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +65,16 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What changed. encoder: FP32 parameters by name (LoRA merged in). parts: all of
-    `learn.parts` that the encoder has now, if it got a new one. stopped: why training ended before
-    its time, if it did; its kind, a colon, the sentence."""
+    """What changed. encoder: FP32 parameters by name (LoRA merged in). architecture: the entries of
+    ``model.json`` that are others now, for which no weights fit the parent's graph. whole: the
+    encoder is a new one, and ``encoder`` is all of it. stopped: why training ended before its time,
+    if it did; its kind, a colon, the sentence."""
 
     head: Head
     encoder: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     adapter: dict[str, NDArray[np.float32]] | None = None
-    parts: dict[str, int] | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
     parameters_touched: int = 0
     rounds: list[Round] = field(default_factory=list)
     stopped: str | None = None

@@ -23,21 +23,29 @@ class BaseNotFound(Exception):  # noqa: N818
 
 
 class TextEncoder(nn.Module):
-    """Token ids to unit embeddings, float32 [n, d]; with a prompt or a prefix where it has one."""
+    """Token ids to unit embeddings, float32 [n, d]; with a prompt or a prefix where it has one.
+
+    A transformer narrower than ``dimension`` is projected to it: a student's is to its teacher's.
+    """
 
     transformer: Any
     prompt: nn.Parameter | None
+    projection: nn.Linear | None
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: Any, dimension: int) -> None:
         super().__init__()
         self.transformer = transformer
         self.register_parameter("prompt", None)
+        width = transformer.config.hidden_size
+        self.projection = nn.Linear(width, dimension) if width != dimension else None
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """input_ids, attention_mask: int64 [n, t]."""
         hidden = self._hidden(input_ids, attention_mask)
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+        if self.projection is not None:
+            mean = self.projection(mean)
         return nn.functional.normalize(mean, dim=-1)
 
     def _hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -111,13 +119,14 @@ def pretrained_encoder(spec: str) -> tuple[TextEncoder, dict[str, Any]]:
         dtype=torch.float32,
         attn_implementation="sdpa",
     )
-    config = transformer.config.to_dict()
-    description = {"dimension": transformer.config.hidden_size, "base": spec, "encoder": config}
-    return TextEncoder(transformer), description
+    config, width = transformer.config.to_dict(), transformer.config.hidden_size
+    description = {"dimension": width, "base": spec, "encoder": config}
+    return TextEncoder(transformer, width), description
 
 
 def empty_encoder(description: dict[str, Any]) -> TextEncoder:
     """The same architecture without weights, from its description."""
     values = dict(description["encoder"])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    return TextEncoder(AutoModel.from_config(config, trust_remote_code=False))
+    transformer = AutoModel.from_config(config, trust_remote_code=False)
+    return TextEncoder(transformer, description["dimension"])

@@ -20,11 +20,13 @@ from torch import nn
 from learn.config import TrainingConfig
 from learn.examples import Examples
 from learn.head import Head, fit_softmax, score
-from learn.losses import Loss
+from learn.losses import Criterion, Loss
 from learn.model import Model, batches, lengths
 from learn.panel import verdict
 from learn.resume import State, load, restore_optimiser, save
 from learn.strategy import Round, Start
+
+Verdict = Callable[[Sequence[Round], float, TrainingConfig, float | None], str | None]
 
 JUDGES = 512  # validation examples that a round is judged on
 
@@ -48,10 +50,15 @@ def train(
     validation: Examples,
     config: TrainingConfig,
     report: Callable[[Round], None],
+    loss: Criterion | None = None,
+    stop: Verdict = verdict,
+    began: float | None = None,
 ) -> tuple[list[Round], str | None, Model | None]:
     """Train through the stages, and leave the parameters at their best round.
 
-    Returns the panel, why it stopped early, if it did, and the model that was run last, if any.
+    loss: what is minimised, if not `Loss`. stop: says after each round why to end, if at all.
+    began: this process's CPU time from which on the budget is counted, if not now. Returns the
+    panel, why it stopped early, if it did, and the model that was run last, if any.
     """
     torch.set_num_threads(start.threads)
     judge = validation if len(validation) else examples
@@ -62,8 +69,9 @@ def train(
     model: Model | None = None
     if start.keep is not None and start.keep.exists():
         state, moments = load(start.keep, trained)
-    loss = Loss(examples, start.head, config)
-    began, stopped = time.process_time(), None
+    loss = loss or Loss(examples, start.head, config)
+    stopped = None
+    until = (time.process_time() if began is None else began) + start.cpu_seconds
     for number, stage in enumerate(stages):
         if state is not None and (state.stage, state.in_stage) >= (number, stage.rounds):
             continue
@@ -78,8 +86,7 @@ def train(
         restore_optimiser(steps.optimiser, trained, moments)
         moments = {}
         while state.in_stage < stage.rounds and not stopped:
-            spent = began + start.cpu_seconds
-            line = steps.round(state, judge, spent)
+            line = steps.round(state, judge, until)
             if line is None:
                 stopped = "diverged: the loss is no number"
                 break
@@ -89,8 +96,8 @@ def train(
             standing = (line.validation_accuracy, -line.validation_loss)
             if standing > state.best_score:
                 state.best, state.best_score = _copies(trained), standing
-            stopped = verdict(state.rounds, -state.before[1], config, start.target)
-            if not stopped and time.process_time() > spent:
+            stopped = stop(state.rounds, -state.before[1], config, start.target)
+            if not stopped and time.process_time() > until:
                 stopped = f"budget: {start.cpu_seconds:g} CPU-seconds are spent"
             if not stopped and start.keep is not None:
                 save(start.keep, state, trained, steps.optimiser)
@@ -110,7 +117,7 @@ class _Steps:
         self,
         model: Model,
         stage: Stage,
-        loss: Loss,
+        loss: Criterion,
         examples: Examples,
         config: TrainingConfig,
         seed: int,

@@ -24,7 +24,8 @@ from daemon.undeclared import undeclared, with_features
 from learn.config import RivalConfig, RiverModelName
 
 OPERATOR = "replay"
-TRAINED_RUNGS = tuple(rung for rung in LADDER if rung not in ("recall", "online"))
+# Without the student: one of a student of a student would be nothing in the end.
+TRAINED_RUNGS = tuple(rung for rung in LADDER if rung not in ("recall", "online", "student"))
 COMMON = ("model", "fields", "events", "bootstrap")
 RIVERS = get_args(RiverModelName)
 FORMS = (

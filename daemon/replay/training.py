@@ -24,8 +24,14 @@ NOMINAL_SECONDS: Mapping[Rung, float] = {
     "online": 10.0,
     "head": 15.0,
     "partial": 120.0,
+    "progressive": 200.0,
+    "ia3": 300.0,
     "lora": 300.0,
+    "adapter": 300.0,
+    "prefix": 300.0,
+    "prompt": 300.0,
     "full": 900.0,
+    "student": 300.0,
 }
 
 

@@ -18,6 +18,7 @@ _MAKERS = {
     "prefix": ("added", "prefix"),
     "prompt": ("added", "prompt"),
     "full": ("unfreeze", "Full"),
+    "student": ("student", "Student"),
 }
 NAMES = tuple(_MAKERS)
 

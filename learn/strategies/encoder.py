@@ -75,7 +75,7 @@ class EncoderStrategy:
             head=head,
             encoder=changed(model, before),
             adapter=adapter,
-            parts=found if found != parts else None,
+            architecture={"parts": found} if found != parts else {},
             parameters_touched=sum(touched.values()),
             rounds=rounds,
             stopped=stopped,

@@ -114,7 +114,10 @@ polcy:
          "2:8: http.port: must be a whole number, not empty"),
         ("source: {kind: stdin}\npolicy: {rungs: [head, recall]}",
          "2:1: policy: rungs must be in the ladder's order, each once: recall, online, head,"
-         " partial, progressive, ia3, lora, adapter, prefix, prompt, full"),
+         " partial, progressive, ia3, lora, adapter, prefix, prompt, full, student"),
+        ("source: {kind: stdin}\npolicy: {rungs: [head, student]}",
+         "2:1: policy: rungs may not name student: it repairs nothing, it makes the champion small."
+         " Ask for it with driftd refresh --rung student"),
         ("source: {kind: stdin}\ngate: {min_events: 9, max_events: 8}",
          "2:1: gate: max_events (8) must be at least min_events (9)"),
         ("source: [1", "1:11: not valid YAML: expected ',' or ']', but got '<stream end>' (while"

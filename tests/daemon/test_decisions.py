@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -82,6 +83,66 @@ def test_the_bet_against_a_mean_is_fair_at_the_mean(lowest):
     assert total == pytest.approx(1.0)
 
 
+def e_values(margin, batches):
+    """PairedTest's after these batches, each a list of outcomes: 1 won, 0 the same, -1 lost."""
+    test = PairedTest(0.05, margin=margin)
+    for batch in batches:
+        found = np.array(batch)
+        test.observe(found > 0, found < 0)
+    return test.better, test.worse
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_what_a_margin_bets_is_fair_where_exactly_the_margin_is_lost(batch):
+    """The expectation over all that can come of six events is 1, for both sides."""
+    margin, chance = 0.04, {1: 0.03, -1: 0.07, 0: 0.9}
+    better = worse = 0.0
+    for course in itertools.product((1, 0, -1), repeat=6):
+        likely = math.prod(chance[outcome] for outcome in course)
+        parts = [course[i : i + batch] for i in range(0, 6, batch)]
+        found = e_values(margin, parts)
+        better, worse = better + likely * found[0], worse + likely * found[1]
+    assert better == pytest.approx(1.0)
+    assert worse == pytest.approx(1.0)
+
+
+def students(lost, runs, events, margin=0.02):
+    """Verdicts on students that lose this share, looked at after every batch, and when."""
+    random = np.random.default_rng(8)
+    for _ in range(runs):
+        test = PairedTest(0.05, margin=margin)
+        while test.verdict == "undecided" and test.events < events:
+            luck = random.random(50)
+            test.observe(luck < 0.03 - lost / 2, luck > 0.97 - lost / 2)
+        yield test.verdict, test.events
+
+
+def test_a_student_that_loses_the_margin_is_rarely_let_in_or_turned_away():
+    verdicts = [verdict for verdict, _ in students(0.02, 200, 4000)]
+    # 5 % of 200 is 10, for each of the two mistakes.
+    assert verdicts.count("better") <= 10
+    assert verdicts.count("worse") <= 10
+
+
+def test_a_student_as_good_as_its_teacher_is_let_in_and_a_bad_one_is_not():
+    even = list(students(0.0, 60, 8000))
+    assert {verdict for verdict, _ in even} == {"better"}
+    assert np.median([events for _, events in even]) < 1500
+    assert {verdict for verdict, _ in students(0.05, 30, 8000)} == {"worse"}
+
+
+def test_a_margin_holds_for_scores_and_over_a_restart():
+    random = np.random.default_rng(9)
+    for lost, verdict in ((0.0, "better"), (0.1, "worse")):
+        test = PairedTest(0.05, margin=0.05)
+        for _ in range(40):
+            theirs = 0.5 + 0.4 * random.random(100)
+            test.observe(theirs - lost + 0.1 * (random.random(100) - 0.5), theirs)
+        assert test.verdict == verdict
+        assert PairedTest.restored(0.05, json.loads(json.dumps(test.state())), 0.05) == test
+    assert test.as_dict()["margin_points"] == 5.0
+
+
 def opinion(predicted, confidence=0.9):
     return Opinion(predicted, np.full(len(predicted), confidence, dtype=np.float32))
 
@@ -114,6 +175,33 @@ def test_the_gate_rejects_the_worse_and_the_undecided_at_the_deadline():
     verdict = late.verdict()
     assert verdict.decision == "reject"
     assert "deadline" in verdict.reason
+
+
+def test_a_student_has_to_lose_little_and_not_to_win():
+    truth = np.zeros(1000, dtype=np.int64)
+    few, many = (np.arange(1000) % every == 0 for every in (500, 20))
+    for wrong, decision in ((few, "promote"), (many, "reject")):
+        for rung in ("student", "head"):
+            gate = Trial("v0002", rung, GateConfig(student_points=2.0), ["a", "b"])
+            while gate.verdict().decision == "undecided":
+                gate.observe(truth, opinion(truth + wrong), opinion(truth))
+            verdict = gate.verdict()
+            assert verdict.decision == ("reject" if rung == "head" else decision)
+            if rung == "student":
+                assert "2 points" in verdict.reason
+                again = Trial.restored(gate.config, gate.labels, gate.values(), {})
+                assert again.test == gate.test
+                assert again.verdict() == verdict
+
+
+def test_a_student_is_rejected_at_a_deadline_of_its_own():
+    truth = np.zeros(300, dtype=np.int64)
+    config = GateConfig(student_points=0.1, student_events=500)
+    gate = Trial("v0002", "student", config, ["a"])
+    gate.observe(truth, opinion(truth), opinion(truth))
+    assert gate.verdict().decision == "undecided"
+    gate.observe(truth, opinion(truth), opinion(truth))
+    assert "to lose less than 0.1 points by the deadline of 500" in gate.verdict().reason
 
 
 def test_no_class_is_given_up_for_the_average():
@@ -279,6 +367,20 @@ def situation(**changes):
         "promotions_today": 0,
     }  # fmt: skip
     return Situation(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("cause", "only", "yields"),
+    [
+        ("improvement", "head", True),
+        ("operator", "student", True),
+        ("operator", "lora", False),
+        ("exclusion", "student", False),  # the champion knows what it must not
+        ("drift", None, False),
+    ],
+)
+def test_what_is_only_a_wish_yields_to_a_drift(cause, only, yields):
+    assert incident(cause=cause, only=only).yields == yields
 
 
 def test_the_lowest_rung_comes_first_and_the_climb_goes_up():

@@ -127,6 +127,24 @@ def test_a_run_goes_on_after_a_restart_where_it_was(config, followed):
         again.close("the test is over")
 
 
+def test_a_student_is_held_against_a_champion_that_stays(followed):
+    repair, state = followed.repair, followed.state
+    repair.request("student", "small machines")
+    closed = list(followed.registry.journal.rows(kinds=("incident-closed",)))[-1].fields
+    assert closed["reason"] == "a student needs a text model: a table's is small already"
+    assert state.incident is None
+    assert state.following is not None  # for a table nothing was begun
+    text = repair.config.model.model_copy(update={"task": "text"})
+    repair.config = repair.config.model_copy(update={"model": text})
+    repair.request("student", "small machines")
+    assert state.following is None
+    state.follow_after = 0
+    state.learner.test.observe(np.ones(900, bool), np.zeros(900, bool))
+    assert not repair._keep_up(followed.champion)
+    repair._close("failed", "the test goes on")
+    assert repair._keep_up(followed.champion)
+
+
 @pytest.mark.parametrize("order", ["pin", "pause", "rollback"])
 def test_an_operator_ends_a_run(followed, order):
     registry, state = followed.registry, followed.state

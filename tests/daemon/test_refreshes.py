@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
 
 from daemon.job import TRAINING, VERSION, Job, Result
 from daemon.policy_config import TrainerConfig
 from daemon.trainer import ChildProcess, Trainer
 from daemon.trainer_main import run
-from deploy.session import QUANTISATION_FILE, Session
-from learn.config import LearnConfig, ModelConfig, TrainingConfig
+from deploy.preprocess import load_preprocessor
+from deploy.session import MODEL_FILE, QUANTISATION_FILE, Session
+from learn.config import LearnConfig, ModelConfig, StudentConfig, TrainingConfig
 from learn.examples import Examples
+from learn.model import load_model
 from learn.strategies import NAMES
+from tests.daemon.small_text import pretrained, texts_of
 
 LABELS = ["a", "b", "c"]
 TRAINING_CONFIG = TrainingConfig(
@@ -33,37 +33,8 @@ TRAINING_CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pretrained encoder: a tiny BERT over the words w0 to w39."""
-    folder = tmp_path_factory.mktemp("base")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(40))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    torch.manual_seed(7)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=160,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def texts_of(labels: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-    generator = np.random.default_rng(seed)
-    texts = np.empty(len(labels), dtype=object)
-    for i, label in enumerate(labels):
-        words = generator.integers(12 * label, 12 * label + 12, generator.integers(3, 8))
-        texts[i] = " ".join(f"w{word}" for word in words)
-    return texts
+    """So small that a test takes a moment."""
+    return pretrained(tmp_path_factory.mktemp("base"), 16, 2)
 
 
 def examples(
@@ -99,7 +70,11 @@ def make(base: Path) -> Make:
         learn: dict[str, Any] | None = None,
         **training: Any,
     ) -> Job:
-        settings = LearnConfig(training=TRAINING_CONFIG.model_copy(update=training))
+        settings = LearnConfig(
+            training=TRAINING_CONFIG.model_copy(update=training),
+            # So small a teacher leaves a tenth no room.
+            student=StudentConfig(share=0.9, rounds=10, batch=8, rate=1e-2, texts=120),
+        )
         return Job(
             id=f"job-{strategy}",
             rung=strategy,
@@ -163,10 +138,10 @@ def test_every_strategy_makes_a_version_that_the_next_can_build_on(
     parts = json.loads((folder / "model.json").read_text()).get("parts")
     added = {"adapter": "bottleneck", "prefix": "prefix", "prompt": "prompt"}
     assert parts == ({added[strategy]: 8} if strategy in added else None)
-    if strategy in added:
+    if strategy in (*added, "student"):
         again, second = refresh(make("lora", folder), examples(90, 4), tmp_path / "two")
         assert again.outcome == "trained", again.reason
-        assert json.loads((second / "model.json").read_text())["parts"] == parts
+        assert json.loads((second / "model.json").read_text()).get("parts") == parts
         assert accuracy(second, examples(60, 5)) > 0.8
         assert again.metrics["agreement"] > 0.9
 
@@ -196,6 +171,79 @@ def test_with_static_activations_a_trained_encoder_is_calibrated_anew(
     assert accuracy(moved, examples(60, 4)) > 0.8
 
 
+@pytest.fixture(scope="session")
+def teacher(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version whose encoder has been trained and has a part added, of 200,000 parameters."""
+    wide = pretrained(tmp_path_factory.mktemp("wide"), 64, 4)
+    folder, parent = tmp_path_factory.mktemp("teacher"), None
+    for strategy in ("head", "lora", "adapter"):
+        job = replace(make(strategy, parent), model=ModelConfig(base=str(wide)).model_dump())
+        _, parent = refresh(job, examples(90), folder / strategy)
+    return parent
+
+
+def parameters(folder: Path) -> int:
+    """Of the encoder."""
+    model = load_model(folder, load_preprocessor(folder))
+    return sum(p.numel() for p in model.module.encoder.parameters())
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_student_is_a_tenth_of_its_teacher_and_answers_as_it_does(
+    blocks: int, make: Make, teacher: Path, tmp_path: Path
+) -> None:
+    before = digests(teacher)
+    settings = StudentConfig(rounds=30, batch=16, rate=1e-2, blocks=blocks, texts=240).model_dump()
+    job = make("student", teacher, learn={"student": settings})
+    # Few labels, some of them wrong: there is more to learn from the teacher than from them.
+    found = examples(120, 2)
+    found.labels[::10] = (found.labels[::10] + 1) % 3
+    result, folder = refresh(job, found, tmp_path / "one")
+    assert digests(teacher) == before
+    assert result.outcome == "trained", result.reason
+    assert parameters(folder) <= 0.1 * parameters(teacher)
+    assert result.metrics["agreement"] > 0.95
+    # Whole files of its own, and nothing of the teacher's encoder.
+    files = {file.name for file in folder.iterdir()}
+    assert not files & {"delta.safetensors", "adapter.safetensors"}
+    assert (folder / "encoder.safetensors").stat().st_nlink == 1
+    assert (folder / "tokenizer.json").samefile(teacher / "tokenizer.json")
+    assert (folder / MODEL_FILE).stat().st_size < (teacher / MODEL_FILE).stat().st_size
+    unseen = examples(90, 3)
+    small, large = (Session.open(place).predict(unseen.inputs) for place in (folder, teacher))
+    agreed = small.probabilities.argmax(axis=1) == large.probabilities.argmax(axis=1)
+    assert agreed.mean() > 0.9
+    assert (small.embeddings * large.embeddings).sum(axis=1).mean() > 0.8
+    # Rounds are in the panel, and get nearer to the teacher.
+    losses = [line["train_loss"] for line in result.lineage["rounds"]]
+    assert len(losses) == 30
+    assert losses[-1] < losses[0]
+    # What comes after it builds on it as on any other version.
+    for strategy in ("head", "partial", "full"):
+        swapped = examples(120, 4).relabelled(2 - examples(120).labels)
+        again, later = refresh(make(strategy, folder), swapped, tmp_path / strategy)
+        assert again.outcome == "trained", again.reason
+        assert accuracy(later, unseen.relabelled(2 - unseen.labels)) > 0.8
+        assert (later / "encoder.safetensors").samefile(folder / "encoder.safetensors")
+
+
+def test_a_student_that_does_not_fit_is_refused(make: Make, champion: Path, tmp_path: Path) -> None:
+    job = make("student", champion, learn={"student": StudentConfig(share=0.01).model_dump()})
+    with pytest.raises(ValueError, match=r"raise learn\.student\.share"):
+        refresh(job, examples(60), tmp_path / "job")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_student_keeps_to_its_time(make: Make, champion: Path, tmp_path: Path) -> None:
+    settings = StudentConfig(share=0.9, rounds=10_000, texts=20_000).model_dump()
+    job = replace(make("student", champion, learn={"student": settings}), cpu_seconds=2)
+    began = time.process_time()
+    result, folder = refresh(job, examples(400, 2), tmp_path / "job")
+    assert result.stopped == "budget: 2 CPU-seconds are spent"
+    assert time.process_time() - began < 8
+    assert np.isfinite(Session.open(folder).predict(examples(9).inputs).probabilities).all()
+
+
 BAD: dict[str, Callable[[], Examples]] = {
     "one example": lambda: examples(1),
     "one class": lambda: examples(40, classes=1),
@@ -211,7 +259,7 @@ BAD: dict[str, Callable[[], Examples]] = {
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("strategy", ["head", "progressive", "lora"])
+@pytest.mark.parametrize("strategy", ["head", "progressive", "lora", "student"])
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_gives_a_sound_version_and_leaves_the_champion(
     kind: str, strategy: str, make: Make, champion: Path, tmp_path: Path

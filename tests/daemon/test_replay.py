@@ -16,12 +16,14 @@ import yaml
 
 from daemon.cli.app import run
 from daemon.config import Config
+from daemon.policy_config import LADDER
 from daemon.replay import Delay, PolicyError, Replay, ReplayError, measure, parse, read, write
 from daemon.replay import replaying as module
 from daemon.replay.embeddings import EmbeddingStore, keys_of
 from daemon.replay.measures import useful_life
 from daemon.replay.outcome import Outcome
 from daemon.replay.recording import Player, SimulatedClock
+from daemon.replay.training import NOMINAL_SECONDS
 
 TURN, ROWS, WARM_UP = 1100, 2000, 400
 # One fixture runs five replays: some twenty seconds, and more where others share the cores.
@@ -138,6 +140,10 @@ def test_every_policy_does_what_its_name_says(done, config):
     assert figures["ladder"]["training_cpu_seconds"] > 0
     # Nothing of it reached what the configuration names.
     assert not config.checkpoint.path.exists()
+
+
+def test_every_rung_has_a_nominal_time():
+    assert set(NOMINAL_SECONDS) == set(LADDER)
 
 
 def test_a_refresh_takes_the_time_it_takes_on_the_streams_clock(done):

@@ -131,8 +131,8 @@ def test_the_first_version_can_be_made_by_any_strategy(examples, tmp_path, strat
     assert (answers == examples.labels).mean() > 0.6
 
 
-@pytest.mark.parametrize("strategy", ["prefix", "prompt"])
-def test_a_table_has_no_place_for_virtual_tokens(examples, tmp_path, strategy):
+@pytest.mark.parametrize("strategy", ["prefix", "prompt", "student"])
+def test_a_table_has_no_place_for_what_needs_words(examples, tmp_path, strategy):
     model = ModelConfig(task="tabular", features=[{"name": "a"}, {"name": "b"}])
     job = Job(
         id="first",
@@ -147,5 +147,5 @@ def test_a_table_has_no_place_for_virtual_tokens(examples, tmp_path, strategy):
         learn=LearnConfig().model_dump(mode="json"),
     )
     job.write(tmp_path / "job", examples)
-    with pytest.raises(ValueError, match="text encoder"):
+    with pytest.raises(ValueError, match="needs a text"):
         run(tmp_path / "job")

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
-from learn.config import LearnConfig, TrainingConfig
+from learn.config import LearnConfig, StudentConfig, TrainingConfig
 from learn.examples import Examples
 from learn.head import Head, score
 from learn.model import Classifier, Model, load_model
@@ -44,7 +44,7 @@ def tiny() -> Model:
         intermediate_size=32,
         max_position_embeddings=32,
     )
-    encoder = TextEncoder(BertModel(config))
+    encoder = TextEncoder(BertModel(config), 16)
     description = {"kind": "text", "labels": LABELS, "encoder": config.to_dict(), "dimension": 16}
     return Model(Classifier(encoder, 16, len(LABELS)), description, preprocess)
 
@@ -80,7 +80,9 @@ CONFIG = LearnConfig(
         adapter_width=8,
         virtual_tokens=8,
         precision="fp32",
-    )
+    ),
+    # So small a teacher leaves a tenth no room.
+    student=StudentConfig(share=0.9, rounds=10, batch=8, rate=1e-2, texts=120),
 )
 PARTS = {"adapter": "bottleneck", "prefix": "prefix", "prompt": "prompt"}
 
@@ -125,17 +127,19 @@ def test_the_update_is_finite_and_right(name: str, runs: dict[str, Run], tmp_pat
     # What is saved is what was learned: base weights, what changed, the head.
     base = tiny()
     base.save(tmp_path)
-    if update.parts:
-        described = {**base.description, "parts": update.parts}
+    if update.architecture:
+        described = {**base.description, **update.architecture}
         (tmp_path / "model.json").write_text(json.dumps(described))
-    if update.encoder:
+    if update.whole:
+        save_file(update.encoder, tmp_path / "encoder.safetensors")
+    elif update.encoder:
         save_file(update.encoder, tmp_path / "delta.safetensors")
     save_file(
         {"weight": update.head.weight, "bias": update.head.bias}, tmp_path / "head.safetensors"
     )
     loaded = load_model(tmp_path, preprocess)
     assert score(loaded(run.validation.inputs), run.validation.labels).accuracy > 0.8
-    if update.encoder:
+    if update.encoder and not update.whole:
         np.testing.assert_allclose(
             loaded.encode(run.validation.inputs),
             run.model.encode(run.validation.inputs),
@@ -148,11 +152,19 @@ def test_only_what_the_rung_may_change_changes(name: str, runs: dict[str, Run]) 
     run = runs[name]
     names = set(run.update.encoder)
     if name in PARTS:
-        assert run.update.parts == {PARTS[name]: 8}
+        assert run.update.architecture == {"parts": {PARTS[name]: 8}}
         assert names
         assert not names & set(run.before)
         return
-    assert run.update.parts is None
+    if name == "student":
+        assert run.update.whole
+        assert set(run.update.architecture) == {"encoder"}
+        after = run.model.module.state_dict()
+        encoder = [key for key in run.before if key.startswith("encoder.")]
+        assert all(np.array_equal(after[key].numpy(), run.before[key]) for key in encoder)
+        return
+    assert not run.update.architecture
+    assert not run.update.whole
     assert names <= set(run.before)
     for key in names:
         assert run.update.encoder[key].shape == run.before[key].shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from learn.config import TrainingConfig
 from learn.frozen import UpperLayers, upper_layers
 from learn.head import Head
-from learn.losses import Loss, contrastive, distillation
+from learn.losses import Loss, Matching, contrastive, distillation
 from learn.panel import verdict
 from learn.strategies import open_strategy
 from learn.strategies.encoder import numbered
+from learn.strategies.student import _taught
 from learn.strategy import Round, Start
 from tests.learn.test_strategies import CONFIG, Run, examples, tiny
 
@@ -91,11 +93,33 @@ def test_upper_layers_give_what_the_whole_model_gives() -> None:
     assert upper_layers(model, every, data.inputs, 2**20) is None
 
 
+def test_a_student_needs_no_label_to_match_its_teacher() -> None:
+    head, data, index = Run("head").update.head, examples(tiny(), 30, 1), np.arange(30)
+    taught = Matching(data.weighted(np.zeros(30, np.float32)), head, 10.0)
+    labelled = Matching(data, head, 10.0)
+    own = torch.from_numpy(data.embeddings)
+    logits = torch.from_numpy(head.logits(data.embeddings))
+    assert abs(float(taught(own, logits, index))) < 1e-5
+    assert float(labelled(own, logits, index)) > 0.01
+    assert float(taught(own.flip(0), logits, index)) > 0.1
+    assert float(taught(own, logits.flip(0), index)) > 0.01
+    # Texts that are made up have no label that counts, and lie where their originals do.
+    start = Start(["a", "b", "c"], head, tiny, 1, 1, 60.0)
+    found = _taught(tiny(), data, 75, start, time.process_time())
+    assert len(found) == 75
+    assert (found.weights[:30] == 1).all()
+    assert (found.weights[30:] == 0).all()
+    np.testing.assert_allclose(found.embeddings, tiny().encode(found.inputs), atol=1e-5)
+    assert len(_taught(tiny(), data, 10, start, time.process_time())) == 30
+    late = time.process_time() - 31.0
+    assert len(_taught(tiny(), data, 75, start, late)) == 30  # half of the time is over
+
+
 class Interrupted(Exception):  # noqa: N818
     """The process ends here."""
 
 
-@pytest.mark.parametrize("name", ["full", "progressive"])
+@pytest.mark.parametrize("name", ["full", "progressive", "student"])
 def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(name: str, tmp_path: Path) -> None:
     settings = CONFIG.training.model_copy(update={"rounds": 4, "minimal_gain": 0, "max_gap": 9.0})
     config = CONFIG.model_copy(update={"training": settings})
