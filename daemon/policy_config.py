@@ -279,8 +279,8 @@ class GateConfig(Section):
         le=50,
         description="Points of accuracy that a student may lose against the champion that it is"
         " distilled from. Shown to lose less it is promoted, shown to lose more it is rejected. Two"
-        " are what `policy.min_damage_points` calls damage; a MiniLM's student loses about one, and"
-        " to tell that from one would take for ever.",
+        " are what `policy.min_damage_points` calls damage. A MiniLM's student loses one to two,"
+        " and near the limit no number of events decides: three let nearly every such one in.",
     )
     student_events: int = Field(
         default=10_000,
