@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from bench._learn_data import embeddings, new_model, preprocess
 from bench._serve_load import family
 from bench.streams import texts
+from deploy.config import ExportConfig
 from deploy.patch import patch_head, patch_weights
 from deploy.preprocess import TabularPreprocessor
 from deploy.session import Head, Session
@@ -378,3 +379,15 @@ def text(folder: Path, quick: bool) -> Text:
     registry = made.registry
     promote(registry, made.publish(made.write("first"), registry))
     return made
+
+
+def static(model: Text) -> Session:
+    """The same model with static activations, calibrated on texts that are not the test's."""
+    from deploy.export import calibration, quantize_int8
+
+    config, out = ExportConfig(activations="static"), model.folder / "static.onnx"
+    read, _ = texts("banking77_train")
+    some = np.random.default_rng(2).permutation(len(read))[: config.calibration_events]
+    batches = calibration(preprocess(), np.array([read[i] for i in some], object), config)
+    quantize_int8(model.fp32, out, config, batches)
+    return Session(out, preprocess(), model.labels, model.head)

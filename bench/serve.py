@@ -35,6 +35,7 @@ from bench._serve_ours import (
     ready,
     running,
     serving,
+    static,
     text,
 )
 from bench.report import Row, row
@@ -157,18 +158,21 @@ def text_model(quick: bool, folder: Path) -> Iterator[Row]:
                     for one in (session, original))  # fmt: skip
     yield _cost("text: accuracy that INT8 costs, test texts", ours, theirs)
     if not quick:  # so few of them differ that chance decides: all texts say it better
-        ours, theirs = folds(session)
-        yield _cost("text: accuracy that INT8 costs, five folds", ours, theirs, "<= 0.1")
+        yield _cost("text: accuracy that INT8 costs, five folds", *folds(session), "<= 0.1")
 
     encoded = session.preprocessor.encode(model.inputs)
 
-    def alone() -> float:
+    def alone(of: Session = session) -> float:
         with keeping_to(SERVER_CORE):
-            return _rate(lambda: _sorted(session, encoded), len(model.inputs), seconds)
+            return _rate(lambda: _sorted(of, encoded), len(model.inputs), seconds)
 
     with keeping_to(SERVER_CORE):
         torch_rate, torch_ms = _torch(model, seconds)
-    before = alone()
+    fixed = static(model)
+    said = fixed.predict(model.inputs).logits.argmax(axis=1) == model.truth
+    yield _cost("text: accuracy that static activations cost, test texts", said, theirs)
+    fixed_rate, before = alone(fixed), alone()
+    yield row("text: static activations, rate over dynamic", fixed_rate / before, "x")
     with serving(folder) as server:
         found = server.load(folder, "/predict", model.bodies, seconds, clients=TEXT_CLIENTS)
         one = server.load(folder, "/predict", model.bodies, seconds, clients=1)

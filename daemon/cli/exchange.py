@@ -39,7 +39,7 @@ def export(
     target: Target,
     as_json: bool,
 ) -> None:
-    """Make VERSION's graphs anew, FP32 and INT8, and measure them side by side.
+    """Make VERSION's FP32 and INT8 graphs anew, and measure both.
 
     Events in the daemon's memory that no training has seen judge; with static activations the
     others fix the scales. A published result does not serve before somebody promotes it, or gives
