@@ -322,7 +322,7 @@ class ExportConfig(BaseModel):
         default="dynamic",
         description="Scale of INT8 activations. dynamic: of each batch as it comes, so that an "
         "answer moves a little with what shares its batch. static: fixed by the newest events in "
-        "memory, so that it does not; as accurate on MiniLM and a tenth slower, but inputs far "
+        "memory, so that it does not; as accurate on MiniLM and 5 % slower, but inputs far "
         "from those events are cut off.",
     )
     calibration_events: int = Field(
