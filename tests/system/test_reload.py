@@ -230,6 +230,7 @@ def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
     if pid == 0:  # pragma: no cover - the child
         os.chdir(ROOT)
         os.environ["PYTHONPATH"] = str(ROOT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         os.execv(sys.executable, [sys.executable, "-c", ON_TERMINAL, str(report)])
     try:
         eventually(lambda: "up" in report.read_text())
