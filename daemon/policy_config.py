@@ -26,20 +26,7 @@ Trained = Literal[
     "full",
     "student",
 ]
-Rung = Literal[
-    "recall",
-    "online",
-    "head",
-    "partial",
-    "progressive",
-    "ia3",
-    "lora",
-    "adapter",
-    "prefix",
-    "prompt",
-    "full",
-    "student",
-]
+Rung = Literal["recall", "online", Trained]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 #: These put forward what is there already: they cannot leave a part of it out.
 UNTRAINED: frozenset[Rung] = frozenset({"recall", "online"})
@@ -452,17 +439,7 @@ class TrainingJobConfig(Section):
         description="Where jobs lie: on a volume that the Job's pods mount at the same path.",
     )
     rungs: tuple[Trained, ...] = Field(
-        default=(
-            "partial",
-            "progressive",
-            "ia3",
-            "lora",
-            "adapter",
-            "prefix",
-            "prompt",
-            "full",
-            "student",
-        ),
+        default=get_args(Trained)[1:],
         description="Rungs that go to a Job. A head takes seconds, less than a pod's start, and"
         " stays in the daemon's pod.",
     )
