@@ -168,7 +168,8 @@ def test_fuzzed_by_the_document_it_never_fails(serving, text, publish):
                 seen.add((described["operationId"], response.status_code))
                 assert response.status_code < 500, (where, body, response.text)
                 assert "Traceback" not in response.text
-                if response.status_code in (404, 405) and where.count("/") != path.count("/"):
+                sent = response.request.url.path  # the client takes "." and ".." out of it
+                if response.status_code in (404, 405) and sent.count("/") != path.count("/"):
                     return  # a name that made another path of it
                 expected = described["responses"].get(str(response.status_code))
                 if expected is None:
