@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from daemon.checkpoint import under
 from daemon.config import Config
+from daemon.remembered import Remembered
 from daemon.served import scale_of
-from daemon.stored_checkpoint import open_checkpoints
-from daemon.version_files import code_version
+from daemon.version_files import code_version, link
 from deploy.preprocess import load_preprocessor
 from deploy.session import MODEL_FILE, QUANTISATION_FILE, model_file
 from learn.examples import Examples
-from learn.memory import Memory
 from registry import Manifest, ManifestDraft, Registry
 from registry.manifest import RESERVED
 
@@ -77,9 +74,8 @@ def export(
     scale = scale_of(source)
     with tempfile.TemporaryDirectory(prefix="driftd-export-") as place:
         folder, fp32 = Path(place, "version"), Path(place, FP32_FILE)
-        shutil.copytree(
-            source, folder, ignore=shutil.ignore_patterns(*RESERVED, MODEL_FILE, QUANTISATION_FILE)
-        )
+        not_shared = shutil.ignore_patterns(*RESERVED, MODEL_FILE, QUANTISATION_FILE)
+        shutil.copytree(source, folder, ignore=not_shared, copy_function=link)
         metrics = export_version(
             model.module,
             folder,
@@ -116,20 +112,14 @@ def _draft(manifest: Manifest, config: Config, metrics: dict[str, Any]) -> Manif
 
 def _examples(config: Config, registry: Registry, manifest: Manifest) -> tuple[Examples, Examples]:
     """The events in memory that judge, and the others; the newest first, of known classes."""
-    found = open_checkpoints(config, registry).load()
+    found = Remembered.read(config, registry)
     if found is None:
         raise CannotExport("there is no checkpoint yet, so there are no events to measure with")
-    memory = Memory(config.memory)
-    memory.restore(under("memory", found.arrays))
-    place = {name: i for i, name in enumerate(manifest.labels)}
-    columns: NDArray[np.int64] = np.array(
-        [place.get(name, -1) for name in found.values["classes"]], dtype=np.int64
-    )
-    known = memory.recent(memory.config.recent, since=0)
-    known = known.relabelled(columns[known.labels])
+    known = found.memory.recent(config.memory.recent, since=0)
+    known = found.labelled(known, manifest.labels)
     known = known.take(known.labels >= 0)
     known = known.take(np.argsort(-known.arrivals, kind="stable"))
-    held = memory.held_out(known.ids)
+    held = found.memory.held_out(known.ids)
     judge, others = known.take(held), known.take(~held)
     if not len(judge):
         raise CannotExport("no labelled event in memory is held out, so nothing can be measured")

@@ -202,7 +202,9 @@ class OnRiver:
 
     def opinion(self, inputs: NDArray[Any], embeddings: NDArray[np.float32]) -> Opinion:
         """See `Online.opinion`."""
-        found = Opinion.of(self.model.scores(self._feeds(inputs)), number=self.model.recipe.number)
+        found = Opinion.of(
+            self.model.scores(self._preprocess(inputs)), number=self.model.recipe.number
+        )
         if self.model.recipe.number:
             return found
         places = np.array([self._classes.add(name) for name in self.model.classes], dtype=np.int64)
@@ -214,7 +216,7 @@ class OnRiver:
         """See `Online.learn`."""
         if not self.model.recipe.number:
             labels = np.array(self._classes.names, dtype=object)[labels]
-        self.model.learn(self._feeds(inputs), labels)
+        self.model.learn(self._preprocess(inputs), labels)
         if len(self.model) >= 2 * self._most:
             self.model.begin_anew(self._most)
 
@@ -243,9 +245,6 @@ class OnRiver:
         classes = tuple(json.loads(state["classes"].tobytes()))
         events = Events(state["numeric"], state["category"], state["labels"], classes)
         self.model = RiverVersion.taught(self.model.recipe, events)
-
-    def _feeds(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return self._preprocess(inputs)
 
 
 Whole = OnRows | OnRiver

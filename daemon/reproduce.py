@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from daemon.checkpoint import under
 from daemon.config import Config
 from daemon.job import Job
-from daemon.stored_checkpoint import open_checkpoints
+from daemon.remembered import Remembered
 from daemon.trainer import Trainer
 from daemon.undeclared import remembered, undeclared, with_features
 from daemon.version_files import code_version
 from learn.examples import Examples
-from learn.memory import Memory, replay_weights
+from learn.memory import replay_weights
 from learn.strategies import NAMES
 from registry import Manifest, Registry
 
@@ -109,13 +106,11 @@ def reproduce(config: Config, registry: Registry, version: str) -> Reproduction:
 
 def _examples(config: Config, registry: Registry, manifest: Manifest) -> Examples:
     """The events that the version learned from, as its refresh was given them."""
-    found = open_checkpoints(config, registry).load()
+    found = Remembered.read(config, registry)
     if found is None:
         raise CannotReproduce("there is no checkpoint yet: no events")
-    memory = Memory(config.memory)
-    memory.restore(under("memory", found.arrays))
     lineage = manifest.lineage
-    everything = memory.at(lineage["trained_on"])
+    everything = found.memory.at(lineage["trained_on"])
     if gone := _gone(lineage["trained_on"], everything):
         lost = sum(end - start for *_, start, end in gone)
         raise CannotReproduce(
@@ -130,11 +125,8 @@ def _examples(config: Config, registry: Registry, manifest: Manifest) -> Example
     weight = lineage["strategy_settings"]["replay_weight"]
     weights = replay_weights(replayed.labels, fresh.labels, weight)
     examples = Examples.concatenate([replayed.weighted(weights), fresh])
-    names = found.values["classes"]
-    place = {name: i for i, name in enumerate(manifest.labels)}
-    columns = np.array([place.get(name, -1) for name in names], dtype=np.int64)
     # The memory's embeddings may be those of a later encoder: the parent makes its own.
-    return examples.relabelled(columns[examples.labels]).with_embeddings(None)
+    return found.labelled(examples, manifest.labels).with_embeddings(None)
 
 
 def _gone(ranges: Sequence[dict[str, Any]], found: Examples) -> list[tuple[str, int, int, int]]:

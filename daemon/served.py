@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from daemon.evidence import Outcomes
+from daemon.version_files import DELTA, ENCODER
 from deploy.preprocess import Preprocessor
 from deploy.river_version import RIVER_FILE
 from deploy.session import (
@@ -33,8 +34,8 @@ from learn.number_scale import NumberScale
 from registry.manifest import Manifest
 
 ENCODER_FILES = (
-    "encoder.safetensors",
-    "delta.safetensors",
+    ENCODER,
+    DELTA,
     RIVER_FILE,
     QUANTISATION_FILE,
     "preprocess.json",

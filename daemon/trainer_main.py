@@ -146,37 +146,33 @@ def begin_river(job: Job, examples: Examples, out: Path) -> Result:
     config = ModelConfig(**job.model)
     examples = examples.take(np.argsort(examples.arrivals, kind="stable"))
     preprocess = create_preprocessor(config, examples)
+    assert isinstance(preprocess, TabularPreprocessor)
     preprocess.save(out)
     learned, validation = split(examples, job.seed)
-    feeds = preprocess(learned.inputs)
-    numbers, categories = (
-        feeds[name].shape[1] if name in feeds else 0 for name in ("numeric", "category")
-    )
     recipe = Recipe(
         model=config.river.model,
         parameters=config.river.parameters,
         seed=job.seed,
-        numbers=numbers,
-        categories=categories,
+        numbers=preprocess.numeric_features,
+        categories=len(preprocess.category_sizes),
         number=config.number,
     )
     river = RiverVersion(recipe, () if config.number else job.labels)
     names = np.array(job.labels, dtype=object)
+    feeds = preprocess(learned.inputs)
     river.learn(feeds, names[learned.labels] if learned.targets is None else learned.targets)
     (out / RIVER_FILE).write_bytes(river.to_bytes())
     weight, bias = river.head(job.labels)
     save_file({"weight": weight, "bias": bias}, out / HEAD_FILE)
     description: dict[str, Any] = {"kind": "river", "model": recipe.model, "labels": job.labels}
     description |= {"numbers": recipe.numbers, "target": config.target}
-    scale = None
-    sample = validation if len(validation) else learned
-    if sample.targets is not None and learned.targets is not None:
-        away = river.scores(preprocess(sample.inputs))[:, 0] - sample.targets
-        scale = NumberScale.fit(learned.targets, away)
+    scale, unseen = None, _unseen(learned, validation)
+    if config.number:
+        scale = _scale(learned, unseen, river.scores(preprocess(unseen.inputs)))
         description["scale"] = scale.as_dict()
     (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1))
     served = Session.open(out, threads=job.threads)
-    sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))
+    sample = unseen.take(np.arange(min(len(unseen), MEASURED_EVENTS)))
     metrics = dict(measure(served, None, sample.inputs, sample.truth, right=_right(scale)))
     if sample.targets is not None:
         metrics |= errors(_answers(served, sample.inputs), sample.targets)
@@ -257,17 +253,17 @@ def refresh(
             validation,
             report,
         )
-    scale = scale_of(parent)
+    scale, unseen = scale_of(parent), _unseen(learned, validation)
     if session.number and scale is None:
-        scale = _scale(update.head, learned, validation)
+        assert unseen.embeddings is not None
+        scale = _scale(learned, unseen, update.head.logits(unseen.embeddings))
     write_version(job.labels, update, parent, out, scale)
     # Static scales are those of the encoder that they were calibrated on.
     moved = update.encoder and not given and job.export.get("activations") == "static"
     if update.architecture or moved:
         _export(job, out, _load(out, preprocess, job.labels, "cpu"), preprocess, examples)
     served = Session.open(out, threads=job.threads)
-    sample = validation if len(validation) else learned
-    sample = sample.take(np.arange(min(len(sample), MEASURED_EVENTS)))
+    sample = unseen.take(np.arange(min(len(unseen), MEASURED_EVENTS)))
     if update.encoder and given:
         # The graph is the parent's but for a few numbers: INT8 costs what it cost the parent.
         served.warm()
@@ -324,14 +320,16 @@ def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
     return examples.take(np.sort(order[held:])), examples.take(np.sort(order[:held]))
 
 
-def _scale(head: Head, learned: Examples, validation: Examples) -> NumberScale:
-    """The first version's measure, from its errors on what it has not learned, if there is any."""
-    judge = validation if len(validation) else learned
+def _unseen(learned: Examples, validation: Examples) -> Examples:
+    """What a version is measured on: what it has not learned, if there is any."""
+    return validation if len(validation) else learned
+
+
+def _scale(learned: Examples, unseen: Examples, answers: NDArray[np.float32]) -> NumberScale:
+    """The first version's measure, from its errors: answers float32 [n, 1] to what is unseen."""
     assert learned.targets is not None
-    assert judge.targets is not None
-    assert judge.embeddings is not None
-    away = head.logits(judge.embeddings)[:, 0] - judge.targets
-    return NumberScale.fit(learned.targets, away)
+    assert unseen.targets is not None
+    return NumberScale.fit(learned.targets, answers[:, 0] - unseen.targets)
 
 
 def _right(scale: NumberScale | None) -> Alike:

@@ -81,7 +81,7 @@ def write_version(
     own = RESERVED | {graph.name} | ({ENCODER, DELTA, ADAPTER} if update.whole else set())
     for file in parent.iterdir():
         if file.name not in own and not (out / file.name).exists():
-            _link(file, out / file.name)
+            link(file, out / file.name)
 
 
 def inherited(parent: Path, names: tuple[str, ...] = INHERITED) -> dict[str, Any]:
@@ -101,7 +101,8 @@ def code_version() -> dict[str, str]:
     return found
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path | str, target: Path | str) -> None:
+    """Have ``target`` be the file ``source``, or a copy of it on another file system."""
     try:
         os.link(source, target)
     except OSError:

@@ -58,17 +58,10 @@ class Recipe:
 
     def rows(self, feeds: Feeds) -> list[Row]:
         """The preprocessor's feeds as river takes them."""
-        n = len(next(iter(feeds.values())))
-        rows: list[Row] = [{} for _ in range(n)]
-        for i in range(self.numbers):
-            for row, value in zip(rows, feeds["numeric"][:, i].tolist(), strict=True):
-                row[f"numeric{i}"] = value
-        for name, column in zip(
-            self.nominal, feeds.get("category", np.empty((n, 0))).T, strict=True
-        ):
-            for row, value in zip(rows, column.tolist(), strict=True):
-                row[name] = str(value)
-        return rows
+        columns = {f"numeric{i}": feeds["numeric"][:, i].tolist() for i in range(self.numbers)}
+        for i, name in enumerate(self.nominal):
+            columns[name] = [str(value) for value in feeds["category"][:, i].tolist()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -29,7 +28,7 @@ from deploy.connection import connection
 from deploy.crew import Crew
 from deploy.engine import Engine
 from deploy.errors import BindError, DeployError
-from deploy.garbage import collect_seldom
+from deploy.garbage import collect_seldom, give_large_blocks_back
 from deploy.listening import bind, turn_away
 from deploy.metrics import Metrics
 from deploy.prediction_log import PredictionLog
@@ -49,9 +48,6 @@ log = logging.getLogger("driftd.server")
 _SETTLE_SECONDS = 0.3
 
 _NEW_OBJECTS = 50_000  # more than there were, before garbage is looked for
-
-_M_MMAP_THRESHOLD = -3  # <malloc.h>
-_LARGE_BLOCK_BYTES = 128 * 1024
 
 
 def serve(config: ServerConfig, source: Source, crew: Crew | None = None) -> None:
@@ -131,7 +127,7 @@ class InferenceServer:
         """Serve until told to stop: by a signal (on the main thread), or by `stop`."""
         # Its own threads would fight the workers for the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        _give_memory_back()
+        give_large_blocks_back()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._run())
 
@@ -223,16 +219,6 @@ def _collect_seldom() -> None:
     under overload two fifths of the event loop's time. What is there now stays, and is passed over.
     """
     collect_seldom(_NEW_OBJECTS)
-
-
-def _give_memory_back() -> None:
-    """Have the C library return large freed blocks to the system at once.
-
-    Otherwise it keeps the holes that unloaded versions leave, and after a hundred swaps the
-    process is twice as large. Does nothing where the C library has no such setting.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _rpc_server(

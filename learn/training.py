@@ -228,6 +228,15 @@ def fit_head(model: Model, examples: Examples, validation: Examples, head: Head,
     return fitted if (ours.accuracy, -ours.loss) >= (theirs.accuracy, -theirs.loss) else head
 
 
+def refit_head(
+    model: Model, examples: Examples, validation: Examples, head: Head, l2: float
+) -> Head:
+    """As `fit_head`, on embeddings made anew: the encoder has moved."""
+    return fit_head(
+        model, examples.with_embeddings(None), validation.with_embeddings(None), head, l2
+    )
+
+
 def changed(model: Model, before: dict[str, torch.Tensor]) -> dict[str, NDArray[np.float32]]:
     """Encoder parameters that differ from ``before`` (a state_dict) or are new, FP32, by name."""
     return {

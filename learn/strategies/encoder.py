@@ -19,7 +19,7 @@ from learn.examples import Examples
 from learn.frozen import upper_layers
 from learn.model import Layer, Model
 from learn.strategy import Round, Start, Update
-from learn.training import Stage, changed, fit_head, train
+from learn.training import Stage, changed, fit_head, refit_head, train
 
 Moved = tuple[list[nn.Parameter], float]
 
@@ -63,13 +63,7 @@ class EncoderStrategy:
         rounds, stopped, run = train(stages, start, train_on, validation, settings, report)
         touched = {id(p): p.numel() for s in stages for group, _ in s.groups for p in group}
         adapter = self.finish(model)
-        head = fit_head(
-            run or model,
-            train_on.with_embeddings(None),
-            validation.with_embeddings(None),
-            model.head,
-            self.config.l2,
-        )
+        head = refit_head(run or model, train_on, validation, model.head, self.config.l2)
         found = model.description.get("parts")
         return Update(
             head=head,

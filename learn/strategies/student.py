@@ -24,7 +24,7 @@ from learn.losses import Matching
 from learn.model import PREFIX, Classifier, Model
 from learn.strategy import Round, Start, Update
 from learn.text import TextEncoder
-from learn.training import Stage, fit_head, train
+from learn.training import Stage, fit_head, refit_head, train
 
 STEP = 8  # widths are multiples of it, as processors like them
 HEADS = 4
@@ -72,13 +72,7 @@ class Student:
             began,
         )
         return Update(
-            head=fit_head(
-                model,
-                train_on.with_embeddings(None),
-                validation.with_embeddings(None),
-                head,
-                self.config.l2,
-            ),
+            head=refit_head(model, train_on, validation, head, self.config.l2),
             encoder={
                 PREFIX + name: tensor.detach().float().cpu().numpy().copy()
                 for name, tensor in model.module.encoder.state_dict().items()
